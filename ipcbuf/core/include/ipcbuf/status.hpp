@@ -1,0 +1,46 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// status.hpp - what an operation of the core answers. The binding maps each to an exception.
+#pragma once
+
+#include <cstdint>
+
+namespace ipcbuf {
+
+enum class [[nodiscard]] Status : int {
+  kOk,
+  kEmpty,        // nothing to receive now
+  kFull,         // no room to send now
+  kContended,    // the lock of a shared end is held by somebody else right now
+  kSlice,        // a wait came to the end of its slice; look again
+  kClosed,       // this end was closed here
+  kEnded,        // the other side closed and everything was read
+  kBroken,       // the other side died or left early
+  kBusyEnd,      // an exclusive end belongs to another process
+  kTooLarge,     // can never fit
+  kExhausted,    // no memory; see Failure
+  kTooMany,      // process slots, channels or shared entries are used up
+  kNotFound,     // no such channel any more
+  kSystem,       // a system call failed; see Failure::sys_errno
+  kNotASegment,  // attach: no magic
+  kVersion,      // attach: another layout version
+  kAbi,          // attach: another architecture
+  kTruncated,    // attach: shorter than its header says
+  kCorrupted,    // an impossible state was met; the segment is poisoned
+};
+
+/// The numbers behind a refusal. Filled by whoever refuses; texts are the binding's.
+struct Failure {
+  Status status = Status::kOk;
+  int sys_errno = 0;
+  const char* reason = "";  // static text: "max_size", "cgroup", "MemAvailable", a call's name
+  std::uint64_t requested = 0;
+  std::uint64_t committed = 0;
+  std::uint64_t max_size = 0;
+  std::uint64_t free_bytes = 0;
+  std::uint64_t largest_run = 0;
+  std::uint64_t headroom = 0;
+};
+
+}  // namespace ipcbuf
