@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# The commands of this project; .ci/run calls the same. `just` alone lists them.
+# They use the current environment: pip install --group dev .
+
+_list:
+    @just --list --unsorted
+
+# Format, lint, spelling and types
+check:
+    prek run --all-files
+    mypy
+
+# The Python tests, without the long ones
+test *args:
+    pytest -n auto {{args}}
+
+# The core's own tests, without Python; sanitizer: thread or address
+core sanitizer="":
+    cmake -S ipcbuf -B build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} -G Ninja -DIPCBUF_SANITIZE={{sanitizer}}
+    cmake --build build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }}
+    ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error
+
+# Long seeded runs that kill processes
+stress *args:
+    pytest -m stress tests/stress {{args}}
+
+# The benchmarks, standard library and ours interleaved
+bench *args:
+    python -m benchmarks {{args}}
+
+# Write the compiled module's stub anew
+stub:
+    python -m nanobind.stubgen -q -m ipcbuf._native -p ipcbuf/binding/stub.pat -o ipcbuf/_native.pyi
