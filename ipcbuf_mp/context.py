@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`multiprocessing.context`, with our queues and pipes.
+
+Every context here is the standard library's of the same start method, with four methods
+replaced. Its processes, locks, pools and managers are the standard library's; a pool gets its
+queues from its context, so from here.
+
+Which start method is the current one is a single fact of the process, and the standard
+library keeps it: `set_start_method` here and there do the same, and children agree.
+
+The modules with the classes are imported when the first object is made: a program that only
+imports this package starts as quickly as one that imports `multiprocessing`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import multiprocessing
+import multiprocessing.context
+from multiprocessing.context import BaseContext, ForkContext, ForkServerContext, SpawnContext
+
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
+if TYPE_CHECKING:
+    from typing import Any
+
+    from . import connection, queues
+
+__all__ = ["ContextMethods", "DefaultContext", "default_context", "get_context"]
+
+_stdlib_default: multiprocessing.context.DefaultContext = multiprocessing.context._default_context
+
+# As they are before anybody replaces them: what a kernel that lacks something gets.
+_stdlib_methods = {
+    name: getattr(BaseContext, name) for name in ("JoinableQueue", "Pipe", "Queue", "SimpleQueue")
+}
+
+_LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+
+
+@functools.cache
+def engine_works() -> bool:
+    """Say whether shared memory works here, and make the default segment if it does.
+
+    Children that start later inherit the segment, so every queue and every context asks.
+    Where it does not work, say once why the standard library's objects are used instead.
+    """
+    try:
+        import ipcbuf
+
+        ipcbuf.default_segment()
+    except (ImportError, NotImplementedError) as error:
+        reason: Exception = error
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise  # no memory, or no descriptor: not a property of the system
+        reason = error
+    else:
+        return True
+    import warnings
+
+    message = f"ipcbuf cannot work here, multiprocessing's own queues and pipes are used: {reason}"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return False
+
+
+class ContextMethods:
+    """The methods that a context has from us instead of from `BaseContext`.
+
+    They ask nothing of `self` but `get_context()`, so they fit into any context.
+    """
+
+    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:  # noqa: N802
+        """Return a queue, as `multiprocessing.Queue`."""
+        if not engine_works():
+            return _from_stdlib("Queue", self, maxsize)
+        from .queues import Queue
+
+        return Queue(maxsize, ctx=_concrete(self))
+
+    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:  # noqa: N802
+        """Return a queue with `task_done` and `join`, as `multiprocessing.JoinableQueue`."""
+        if not engine_works():
+            return _from_stdlib("JoinableQueue", self, maxsize)
+        from .queues import JoinableQueue
+
+        return JoinableQueue(maxsize, ctx=_concrete(self))
+
+    def SimpleQueue(self) -> queues.SimpleQueue[Any]:  # noqa: N802
+        """Return a shared pipe, as `multiprocessing.SimpleQueue`."""
+        if not engine_works():
+            return _from_stdlib("SimpleQueue", self)
+        from .queues import SimpleQueue
+
+        return SimpleQueue(ctx=_concrete(self))
+
+    def Pipe(  # noqa: N802
+        self, duplex: bool = True
+    ) -> tuple[connection.Connection, connection.Connection]:
+        """Return the two ends of a pipe, as `multiprocessing.Pipe`."""
+        if not engine_works():
+            return _from_stdlib("Pipe", self, duplex)
+        from .connection import Pipe
+
+        return Pipe(duplex)
+
+
+def _from_stdlib(name: str, context: object, *args: object) -> Any:
+    return _stdlib_methods[name](context, *args)
+
+
+def _concrete(context: Any) -> BaseContext:
+    concrete: BaseContext = context.get_context()
+    return concrete
+
+
+class _FixedMethod(ContextMethods):
+    """What the contexts of one start method have in common."""
+
+    def get_context(self, method: str | None = None) -> Any:
+        """Return this context, or the one of another start method."""
+        if method is None:
+            return self
+        return _context_of(method)
+
+
+class _ForkContext(_FixedMethod, ForkContext):  # type: ignore[misc]
+    """Starts processes by fork, as `multiprocessing.context.ForkContext`."""
+
+
+class _SpawnContext(_FixedMethod, SpawnContext):  # type: ignore[misc]
+    """Starts processes by spawn, as `multiprocessing.context.SpawnContext`."""
+
+
+class _ForkServerContext(_FixedMethod, ForkServerContext):  # type: ignore[misc]
+    """Starts processes through a server, as `multiprocessing.context.ForkServerContext`."""
+
+
+_contexts: dict[str, BaseContext] = {
+    "fork": _ForkContext(),
+    "spawn": _SpawnContext(),
+    "forkserver": _ForkServerContext(),
+}
+
+
+def _context_of(method: str) -> BaseContext:
+    try:
+        context = _contexts[method]
+    except KeyError:
+        raise ValueError(f"cannot find context for {method!r}") from None
+    context._check_available()  # type: ignore[attr-defined]
+    engine_works()
+    return context
+
+
+class DefaultContext(ContextMethods, multiprocessing.context.DefaultContext):  # type: ignore[misc]
+    """The context of whatever the current start method is, as the standard library's."""
+
+    def __init__(self) -> None:
+        """Keep nothing: the standard library's default context knows everything."""
+
+    @property
+    def _default_context(self) -> BaseContext:
+        return _stdlib_default._default_context  # type: ignore[attr-defined,no-any-return]
+
+    @property
+    def _actual_context(self) -> BaseContext | None:
+        return _stdlib_default._actual_context  # type: ignore[attr-defined,no-any-return]
+
+    @_actual_context.setter
+    def _actual_context(self, context: BaseContext | None) -> None:
+        _stdlib_default._actual_context = context  # type: ignore[attr-defined]
+
+    def get_context(self, method: str | None = None) -> Any:
+        """Return the context of *method*; of the current start method if None."""
+        return _context_of(method or _stdlib_default.get_start_method())
+
+    def set_start_method(self, method: str | None, force: bool = False) -> None:
+        """Set the start method of this process, once unless *force* is given."""
+        _stdlib_default.set_start_method(method, force)
+
+    def get_start_method(self, allow_none: bool = False) -> str | None:
+        """Return the current start method; None if *allow_none* and none was used or set."""
+        return _stdlib_default.get_start_method(allow_none)
+
+
+default_context = DefaultContext()
+get_context = default_context.get_context
