@@ -3,7 +3,7 @@
 # They use the current environment: pip install --group dev .
 
 _list:
-    @just --list --unsorted
+    @{{ just_executable() }} --list --unsorted
 
 # Format, lint, spelling and types
 check:
