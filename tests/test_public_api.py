@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user can import and read: names, stub, types, README, and the time an import takes."""
+
+from __future__ import annotations
+
+import ast
+import multiprocessing
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import ipcbuf
+import ipcbuf_mp
+from ipcbuf import errors
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON_EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def run_python(*arguments: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [ipcbuf, ipcbuf_mp, errors])
+def test_all_is_sorted_and_exists(module: ModuleType) -> None:
+    assert list(module.__all__) == sorted(set(module.__all__))
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("module", [ipcbuf, ipcbuf_mp])
+def test_all_is_complete(module: ModuleType) -> None:
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+
+    assert public - {"annotations", "TYPE_CHECKING"} <= set(module.__all__)
+
+
+def test_every_error_can_be_had_from_the_package() -> None:
+    assert set(errors.__all__) <= set(ipcbuf.__all__)
+
+
+def test_the_drop_in_has_every_name_of_multiprocessing() -> None:
+    assert set(multiprocessing.__all__) <= set(ipcbuf_mp.__all__)
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+def test_the_drop_in_uses_public_names_of_ipcbuf_only() -> None:
+    used = set()
+    for path in (ROOT / "ipcbuf_mp").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Attribute(value=ast.Name(id="ipcbuf"), attr=name):
+                    used.add(name)
+                case ast.ImportFrom(module="ipcbuf", names=names):
+                    used.update(alias.name for alias in names)
+                case ast.ImportFrom(module=str(module)) if module.startswith("ipcbuf."):
+                    used.add(module)
+                case ast.Import(names=names):
+                    used.update(n.name for n in names if n.name.startswith("ipcbuf."))
+
+    assert used <= set(ipcbuf.__all__)
+
+
+def test_the_core_knows_no_python() -> None:
+    for path in (ROOT / "ipcbuf/core").rglob("*.?pp"):
+        assert not re.search(r"#include.*(Python\.h|nanobind)", path.read_text()), path
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [ipcbuf, ipcbuf_mp])
+def test_the_package_says_it_is_typed(module: ModuleType) -> None:
+    assert module.__file__ is not None
+    assert (Path(module.__file__).parent / "py.typed").is_file()
+
+
+def test_the_committed_stub_is_current(tmp_path: Path) -> None:
+    """If not: `just stub` writes it anew."""
+    patterns = ROOT / "ipcbuf/binding/stub.pat"
+    stub = tmp_path / "_native.pyi"
+    command = ["-m", "nanobind.stubgen", "-q", "-m", "ipcbuf._native"]
+    run_python(*command, "-p", patterns, "-o", stub, cwd=tmp_path)
+
+    assert stub.read_text() == (ROOT / "ipcbuf/_native.pyi").read_text()
+
+
+# --- README ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_has_examples() -> None:
+    assert len(PYTHON_EXAMPLES) >= 2
+
+
+@pytest.mark.parametrize("code", PYTHON_EXAMPLES, ids=range(len(PYTHON_EXAMPLES)))
+def test_examples_of_the_readme_run(code: str, tmp_path: Path) -> None:
+    """Where an example prints something, the comment beside it says what."""
+    program = tmp_path / "example.py"
+    program.write_text(code)
+
+    printed = run_python(program, cwd=tmp_path)
+
+    assert printed.splitlines() == re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+def modules_imported_by(statement: str, tmp_path: Path) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(run_python("-c", code, cwd=tmp_path).split())
+
+
+def test_importing_the_drop_in_costs_little_more_than_importing_multiprocessing(
+    tmp_path: Path,
+) -> None:
+    """No clock: what takes time is other people's modules, so these are counted."""
+    theirs = modules_imported_by("import multiprocessing.queues", tmp_path)
+    ours = modules_imported_by("import ipcbuf_mp", tmp_path)
+    added = {name for name in ours - theirs if not name.startswith("ipcbuf")}
+
+    assert added <= ALLOWED
+
+
+# Small modules of the standard library that multiprocessing's queues do not need, too.
+ALLOWED = {"_heapq", "_queue", "heapq", "queue"}
