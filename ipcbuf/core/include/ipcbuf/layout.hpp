@@ -36,7 +36,7 @@ inline constexpr std::uint32_t kMaxSlots = 4096;
 inline constexpr std::uint32_t kMaxChannels = 1U << 20;  // 20 bits of a channel id
 inline constexpr std::uint32_t kMaxEntries = 1U << 20;   // 20 bits of a shared entry id
 inline constexpr std::uint64_t kMinSize = 1U << 20;
-inline constexpr std::uint64_t kMaxSize = 1ULL << 40;
+inline constexpr std::uint64_t kMaxSize = 1ULL << 37;  // a block's size is 32 bits of cache lines
 inline constexpr std::uint64_t kGuardGap = 1U << 16;
 
 /// Byte order, pointer size, cache line and page: equal or not attachable.
@@ -110,7 +110,7 @@ struct PageInfo {
                                     // and at every page of a slab
   std::uint32_t index_pos;          // first page of a free run: its place in the run index
   // first page of a slab:
-  Atomic<std::uint32_t> block_size;   // bytes, header included
+  Atomic<std::uint32_t> block_units;  // size of a block in cache lines, header included
   Atomic<std::uint32_t> block_count;  // at most 64
   Atomic<std::uint64_t> slot_set;     // conservative: slots that may hold blocks here
   Atomic<std::uint64_t> returned;     // hint: blocks that were freed since the owner looked
@@ -259,7 +259,8 @@ struct EndRow {
   Atomic<std::uint64_t> ring;   // sender: last ring of the chain; receiver: first (the truth)
   Atomic<std::uint64_t> items;  // mirror: items ever sent / received, modulo 2^32
   Atomic<std::uint64_t> bytes;  // mirror: bytes ever sent / received
-  std::uint64_t spare[3];
+  Atomic<std::uint64_t> cached; // the other side's word of our ring, as last seen
+  std::uint64_t spare[2];
 };
 static_assert(sizeof(EndRow) == kCacheLine);
 
@@ -285,9 +286,10 @@ static_assert(offsetof(ChannelRow, sender) == 64 && offsetof(ChannelRow, receive
 struct RingHeader {
   std::uint32_t capacity;    // bytes, a multiple of 16
   std::uint32_t channel;     // id
-  std::uint64_t items_base;  // items sent before this ring was linked
+  std::uint64_t items_base;  // items and bytes sent before this ring was linked
+  std::uint64_t bytes_base;
   Atomic<std::uint64_t> next;  // offset of the next ring's block, 0 = none yet: the link's commit
-  std::uint64_t spare0[5];
+  std::uint64_t spare0[4];
   alignas(kCacheLine) Atomic<std::uint64_t> write_word;  // sender: index | items << 32
   alignas(kCacheLine) Atomic<std::uint64_t> read_word;   // receiver: index | items << 32
 };
@@ -296,8 +298,8 @@ inline constexpr std::uint64_t kRingOverhead = sizeof(BlockHeader) + sizeof(Ring
 
 // ---- header ---------------------------------------------------------------------------------
 
-struct Header {
-  // immutable after creation; every process keeps a private copy
+/// Immutable after creation; every process keeps a private copy.
+struct Constants {
   std::uint64_t magic;
   std::uint32_t version;
   std::uint32_t abi;
@@ -316,7 +318,12 @@ struct Header {
   std::uint64_t payload;
   std::uint64_t window;  // bytes mapped in all
   std::uint64_t checksum;  // of all the above
-  std::uint64_t spare0[7];
+  std::uint64_t spare[8];
+};
+static_assert(sizeof(Constants) == 192);
+
+struct Header {
+  Constants constants;
 
   alignas(kCacheLine) OwnerWord<> heap_lock;
   Atomic<std::uint32_t> committed_pages;  // only grows

@@ -53,6 +53,7 @@ bool barrier_all() noexcept;
 [[nodiscard]] int seal(int fd) noexcept;
 /// An own open file description of the same file.
 [[nodiscard]] int reopen(int fd) noexcept;
+[[nodiscard]] int duplicate(int fd) noexcept;
 [[nodiscard]] int reserve(int fd, std::uint64_t offset, std::uint64_t length) noexcept;
 struct FileId {
   std::uint64_t device, inode, size;

@@ -25,7 +25,7 @@ enum class [[nodiscard]] Status : int {
   kSystem,       // a system call failed; see Failure::sys_errno
   kNotASegment,  // attach: no magic
   kVersion,      // attach: another layout version
-  kAbi,          // attach: another architecture
+  kAbiDiffers,   // attach: another architecture
   kTruncated,    // attach: shorter than its header says
   kCorrupted,    // an impossible state was met; the segment is poisoned
 };

@@ -44,6 +44,11 @@ int reopen(int fd) noexcept {
   return own < 0 ? -errno : own;
 }
 
+int duplicate(int fd) noexcept {
+  const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  return copy < 0 ? -errno : copy;
+}
+
 int reserve(int fd, std::uint64_t offset, std::uint64_t length) noexcept {
   for (;;) {
     if (::fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0) return 0;

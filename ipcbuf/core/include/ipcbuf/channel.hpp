@@ -1,0 +1,194 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// channel.hpp - a chain of rings with a doorbell, liveness and an end.
+//
+// Overview
+//   Small messages lie in the ring; a large one is a block whose descriptor lies there. A
+//   sender that finds its ring full links a larger one; a receiver that has emptied a ring
+//   with a successor moves on and frees it. So an unbounded channel grows with its backlog,
+//   and a bounded one is the same with limits on items or bytes.
+//
+//   An exclusive end belongs to the first process that uses it. A shared end is used under an
+//   owner-word lock, so the order is one for all.
+//
+// Order rules (a kill between any two steps must be harmless)
+//   C1  Link: allocate (mine) -> initialise -> holder := channel -> store `next` (the commit).
+//   C2  Move on: creator := me -> receiver.ring := next (the commit) -> free the old ring.
+//       A ring that its channel does not reach is garbage of its creator.
+//   D5  Receive: holder := me for every block -> read word (the commit).
+//   D7  End: look whether the other side is gone, then at the ring; ended only if it was gone
+//       first and the ring was empty after.
+//
+// Pairs
+//   C1  next           link -> move_on          carries the new ring's header
+//   C3  EndRow::items  publish -> wait_data     carries "something is there" (with D1)
+//   C4  EndRow::state  close, reap -> peer_gone carries "nothing more will be published"
+//
+// Locks: receiver.lock before sender.lock before heap_lock. Under a lock no allocation, no
+// copy to or from pages that may be untouched but the ring itself, no Python.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "ipcbuf/doorbell.hpp"
+#include "ipcbuf/ring.hpp"
+#include "ipcbuf/segment.hpp"
+
+namespace ipcbuf {
+
+struct ChannelOptions {
+  bool shared = false;
+  BellKind bell = BellKind::kFutex;
+  std::uint64_t max_items = 0;
+  std::uint64_t max_bytes = 0;
+};
+
+/// Makes a channel; this process holds both ends (one endpoint object each).
+[[nodiscard]] Status create_channel(Segment& segment, const ChannelOptions& options,
+                                    std::uint32_t& id, Failure& why);
+/// Another endpoint object for an end that is held already, by us or by `transit` for us.
+[[nodiscard]] Status open_channel(Segment& segment, std::uint32_t id, End end, Token transit);
+/// A hold for a handle on its way to another process.
+[[nodiscard]] Status hold_in_transit(Segment& segment, std::uint32_t id, End end);
+/// Gives up a hold; closes the end with its last, and the channel with both ends.
+void drop_endpoint_hold(Segment& segment, std::uint32_t id, End end, HoldKind kind, Token token);
+/// Closes ends without holders; empties and frees the channel if nobody holds it.
+void settle_channel(Segment& segment, std::uint32_t index);
+/// Empties and frees a channel whose state word is (kClaimed or kDestroying, ours).
+void destroy_channel(Segment& segment, std::uint32_t index);
+/// What the lock of an end guards, after its owner died.
+void recover_sender(Segment& segment, ChannelRow& row, std::uint32_t id) noexcept;
+void recover_receiver(Segment& segment, ChannelRow& row, std::uint32_t id) noexcept;
+/// Takes the end's lock over from a dead owner, if there is one.
+void recover_end_lock(Segment& segment, std::uint32_t index, End end) noexcept;
+void wake_channel(Segment& segment, ChannelRow& row) noexcept;
+/// The ring at `offset` if it is one of this channel; capacity checked against its block.
+[[nodiscard]] bool open_ring(Segment& segment, std::uint64_t offset, std::uint32_t id,
+                             Ring<>& out) noexcept;
+/// A ring block, initialised and still ours (C1, first two steps).
+[[nodiscard]] Status make_ring(Segment& segment, std::uint32_t id, std::uint32_t capacity,
+                               std::uint64_t& offset, Failure& why);
+/// From ours to the channel's (C1, third step). Unreached rings are their creator's garbage.
+void give_ring(Segment& segment, std::uint64_t offset, std::uint32_t id) noexcept;
+[[nodiscard]] std::uint32_t channel_id(std::uint32_t index, ChannelRow& row) noexcept;
+
+struct Outgoing {
+  RecordKind kind = RecordKind::kRaw;
+  bool payload_in_block = false;
+  const void* payload = nullptr;  // at most kMaxInline bytes
+  std::uint32_t payload_size = 0;
+  std::uint32_t block_count = 0;
+  BlockRef blocks[kMaxBlocks];
+
+  /// What the message counts against max_bytes.
+  [[nodiscard]] std::uint64_t weight() const noexcept {
+    std::uint64_t sum = record_size(payload_size, block_count);
+    for (std::uint32_t i = 0; i < block_count; ++i) sum += blocks[i].length;
+    return sum;
+  }
+};
+
+struct Incoming {
+  RecordKind kind = RecordKind::kRaw;
+  bool payload_in_block = false;
+  std::uint32_t payload_size = 0;
+  std::uint32_t block_count = 0;
+  BlockRef blocks[kMaxBlocks];  // held by this process now
+  alignas(16) std::byte payload[kMaxInline];
+};
+
+/// What both kinds of endpoint have: a channel, a seat at one end, and how to wait.
+class Endpoint {
+ public:
+  Endpoint(Segment& segment, std::uint32_t id, End end) noexcept;
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
+
+  [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
+  [[nodiscard]] bool is_shared() const noexcept { return shared_; }
+  [[nodiscard]] std::uint32_t pending() noexcept;
+  [[nodiscard]] std::uint64_t max_items() const noexcept { return row_.max_items; }
+  [[nodiscard]] int bell_fd() const noexcept { return bell_fd_; }
+  void set_bell_fd(int fd) noexcept { bell_fd_ = fd; }
+  /// Gives the end up; the last one closes it for the other side. Once.
+  void close();
+  [[nodiscard]] bool is_closed() const noexcept { return closed_; }
+  /// After a blocking call, whatever its outcome (D2).
+  void finish_wait() noexcept;
+
+ protected:
+  [[nodiscard]] EndRow& mine() noexcept { return end_ == End::kSender ? row_.sender : row_.receiver; }
+  [[nodiscard]] EndRow& other() noexcept {
+    return end_ == End::kSender ? row_.receiver : row_.sender;
+  }
+  /// The right to use this end now: the lock of a shared one, the claim of an exclusive one.
+  [[nodiscard]] Status enter(std::int64_t until_ns) noexcept;
+  void leave() noexcept;
+  /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
+  [[nodiscard]] Status peer_gone(bool prove) noexcept;
+  [[nodiscard]] std::int64_t slice_end(std::int64_t until_ns) noexcept;
+  template <class Ready>
+  [[nodiscard]] bool spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
+  template <class Ready>
+  void sleep(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
+
+  Segment& s_;
+  ChannelRow& row_;
+  const std::uint32_t id_;
+  const End end_;
+  const bool shared_;
+  const BellKind bell_kind_;
+  int bell_fd_ = -1;
+  bool closed_ = false;
+  bool hangup_ = false;
+  std::atomic_flag busy_;  // an exclusive end: a thread is inside
+  Ring<> ring_;            // as last opened
+  std::uint64_t ring_offset_ = 0;
+
+ private:
+  bool slept_ = false;
+  std::int64_t wait_began_ = 0;
+  std::int64_t spin_ns_;
+  std::uint32_t spin_pause_ = 0;
+};
+
+class SenderEnd : public Endpoint {
+ public:
+  SenderEnd(Segment& segment, std::uint32_t id) noexcept : Endpoint(segment, id, End::kSender) {}
+
+  /// One attempt that does not wait for room. The message's blocks are the channel's on kOk.
+  [[nodiscard]] Status try_send(const Outgoing& message, std::int64_t lock_until, Failure& why);
+  /// One attempt and at most one slice of waiting. kSlice: look for signals and call again.
+  [[nodiscard]] Status send_slice(const Outgoing& message, std::int64_t until_ns, Failure& why);
+  [[nodiscard]] bool is_full() noexcept;
+
+ private:
+  [[nodiscard]] Status send_entered(const Outgoing& message, std::uint64_t& spare_ring,
+                                    std::uint32_t& wanted) noexcept;
+  void ring_bell_entered() noexcept;
+  [[nodiscard]] bool has_room(std::uint64_t weight) noexcept;
+};
+
+class ReceiverEnd : public Endpoint {
+ public:
+  ReceiverEnd(Segment& segment, std::uint32_t id) noexcept
+      : Endpoint(segment, id, End::kReceiver) {}
+
+  [[nodiscard]] Status try_receive(Incoming& message, std::int64_t lock_until) noexcept;
+  [[nodiscard]] Status receive_slice(Incoming& message, std::int64_t until_ns) noexcept;
+  /// Waits a slice for a message without taking it. kOk: one is there, or the end is.
+  [[nodiscard]] Status poll_slice(std::int64_t until_ns) noexcept;
+  /// Makes the descriptor level-triggered from now on (D4). kFull: this channel has none.
+  [[nodiscard]] Status arm() noexcept;
+
+ private:
+  [[nodiscard]] Status receive_entered(Incoming& message) noexcept;
+  [[nodiscard]] bool has_data() noexcept;
+  [[nodiscard]] bool ring_is_empty() noexcept;
+  void drain_if_empty() noexcept;
+  void wait_data(std::int64_t until_ns) noexcept;
+};
+
+}  // namespace ipcbuf

@@ -1,0 +1,47 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// fork.hpp - the segments of this process, and what a fork does to them.
+//
+// Overview
+//   Before a fork the parent takes a seat for the child in each segment, and holds in the
+//   child's name on every endpoint and every view that is alive: so there is no instant in
+//   which the child has something that only the parent keeps alive. The child then moves in.
+//   The seat's life byte is held by a description that both inherit; the parent lets go of
+//   its copy, so the byte lives exactly as long as the child. If the fork failed, the byte is
+//   free at once and the reaper takes the seat back.
+//
+//   A child made by a raw clone runs no handlers. A page that the kernel wipes at every fork
+//   tells: the first use of a token finds zero there, and the child takes a seat of its own.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "ipcbuf/segment.hpp"
+
+namespace ipcbuf {
+
+class ForkHandlers {
+ public:
+  static void add(const std::shared_ptr<Segment>& segment);
+  static void remove(const Segment& segment);
+  static std::shared_ptr<Segment> find(const std::function<bool(const Segment&)>& is_it);
+  /// Serialises attaches, so that a process maps a segment once.
+  static std::unique_lock<std::mutex> attach_lock();
+  /// Reads 1 in a process that ran its handlers, 0 behind a raw clone.
+  static const std::uint32_t* alive_page();
+  static bool barrier_registered();
+  /// The child of a raw clone takes its own seats.
+  static void raw_fork() noexcept;
+
+ private:
+  static void prepare() noexcept;
+  static void parent() noexcept;
+  static void child() noexcept;
+  static void move_in(Segment& segment) noexcept;
+};
+
+}  // namespace ipcbuf

@@ -1,0 +1,39 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// fsck.hpp - the walk over everything: is each ground truth of layout.hpp possible, do they
+// agree, and who holds what? Exact on a segment nobody is changing; changes nothing.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ipcbuf/segment.hpp"
+
+namespace ipcbuf {
+
+struct Census {
+  std::vector<std::string> problems;  // empty: sound
+  std::uint64_t committed_bytes = 0;
+  std::uint64_t free_bytes = 0;      // in free runs
+  std::uint64_t largest_free = 0;
+  std::uint64_t reserved_runs = 0;
+  std::uint64_t slabs = 0;
+  std::uint64_t orphan_slabs = 0;
+  std::uint64_t free_blocks = 0;
+  std::uint64_t process_blocks = 0;  // held by a process, in flight ones not counted
+  std::uint64_t process_bytes = 0;
+  std::uint64_t flight_blocks = 0;
+  std::uint64_t ring_blocks = 0;
+  std::uint64_t shared_blocks = 0;
+  std::uint64_t processes = 0;
+  std::uint64_t channels = 0;
+  std::uint64_t messages = 0;
+  std::uint64_t entries = 0;
+};
+
+/// With `exact` false only counts: for statistics while others work.
+[[nodiscard]] Census take_census(Segment& segment, bool exact);
+
+}  // namespace ipcbuf

@@ -1,0 +1,170 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// segment.hpp - one mapped region of shared memory, and this process's seat in it.
+//
+// Overview
+//   `Segment` owns the mapping, the memory descriptor and the process's slot. It turns
+//   offsets into pointers with bounds checks, and holds what is private to the process:
+//   the constants of the header (copied once, so no peer can change them under us) and the
+//   lists of endpoints and views that a fork has to share with the child.
+//
+// Life cycle
+//   create or attach -> a slot is claimed -> ... -> destructor (the slot is buried by
+//   ourselves, as if we had died) or death (a survivor buries it). Interpreter exit does
+//   neither: only death frees the slot.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "ipcbuf/layout.hpp"
+#include "ipcbuf/status.hpp"
+
+namespace ipcbuf {
+
+struct BlockPlace {
+  std::uint32_t head;   // first page of the slab
+  std::uint32_t index;  // which block of the slab
+  std::uint32_t units;  // size in cache lines, header included
+  std::uint32_t count;  // blocks in the slab
+  std::uint64_t offset;
+  std::uint64_t check;  // the check bits that this block's holder word must have
+
+  [[nodiscard]] std::uint64_t size() const noexcept { return std::uint64_t{units} * kCacheLine; }
+};
+
+/// A view that is alive in this process; linked so that a fork can share its block.
+struct LiveView {
+  LiveView* previous = nullptr;
+  LiveView* next = nullptr;
+  std::uint64_t block = 0;  // offset; 0 = holds nothing
+  bool pinned = false;      // a fork found no shared entry: kept until this process dies
+};
+
+enum class End : std::uint32_t { kSender = 0, kReceiver = 1 };
+
+class Segment {
+ public:
+  /// A new anonymous segment. `max_size` 0: half of what the machine and its cgroups allow.
+  static std::shared_ptr<Segment> create(std::uint64_t max_size, Failure& why);
+  /// Maps the segment behind `fd` (borrowed); the process's existing one if it has it already.
+  static std::shared_ptr<Segment> attach(int fd, Failure& why);
+  static std::shared_ptr<Segment> find(const std::uint8_t (&uuid)[16]);
+
+  Segment(const Segment&) = delete;
+  Segment& operator=(const Segment&) = delete;
+  ~Segment();
+
+  // ---- identity ----
+  [[nodiscard]] const Constants& constants() const noexcept { return constants_; }
+  [[nodiscard]] int fd() const noexcept { return fd_; }
+  [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
+  /// Our token. After a fork that ran no handlers this takes a seat of our own first.
+  [[nodiscard]] Token token() noexcept {
+    if (*alive_page_ == 0) [[unlikely]] after_raw_fork();
+    return token_;
+  }
+  /// True if we have a slot. A fork while all were taken leaves the child without; it tries again.
+  [[nodiscard]] bool is_seated() noexcept { return token() != 0 || take_seat() == Status::kOk; }
+
+  // ---- tables ----
+  [[nodiscard]] Header& header() noexcept { return *reinterpret_cast<Header*>(base_); }
+  [[nodiscard]] SlotRow& slot(std::uint32_t i) noexcept { return table<SlotRow>(constants_.slots)[i]; }
+  [[nodiscard]] ChannelRow& channel(std::uint32_t i) noexcept {
+    return table<ChannelRow>(constants_.channels)[i];
+  }
+  [[nodiscard]] SharedEntry& entry(std::uint32_t i) noexcept {
+    return table<SharedEntry>(constants_.entries)[i];
+  }
+  [[nodiscard]] Atomic<std::uint64_t>& run(std::uint32_t page) noexcept {
+    return table<Atomic<std::uint64_t>>(constants_.runs)[page];
+  }
+  [[nodiscard]] PageInfo& page(std::uint32_t page) noexcept {
+    return table<PageInfo>(constants_.pages)[page];
+  }
+  [[nodiscard]] std::uint32_t* run_index() noexcept { return table<std::uint32_t>(constants_.index); }
+  [[nodiscard]] std::uint32_t committed_pages() noexcept {
+    const std::uint32_t n = Atomics::load_acquire(header().committed_pages);
+    return n <= constants_.max_pages ? n : constants_.max_pages;
+  }
+
+  // ---- blocks ----
+  [[nodiscard]] std::uint64_t page_offset(std::uint32_t page) const noexcept {
+    return constants_.payload + (static_cast<std::uint64_t>(page) << kPageShift);
+  }
+  /// The only way from an offset read in shared memory to a block; false: it is none.
+  [[nodiscard]] bool place(std::uint64_t offset, BlockPlace& out) noexcept;
+  [[nodiscard]] BlockHeader& block(std::uint64_t offset) noexcept {
+    return *reinterpret_cast<BlockHeader*>(base_ + offset);
+  }
+  [[nodiscard]] std::byte* payload(std::uint64_t block_offset) noexcept {
+    return base_ + block_offset + sizeof(BlockHeader);
+  }
+  [[nodiscard]] std::uint64_t check_of(std::uint64_t offset, std::uint32_t units,
+                                       std::uint32_t salt) const noexcept;
+
+  // ---- life and death ----
+  /// Proof, never a time-out. Slow: system calls.
+  [[nodiscard]] bool is_dead(Token token) noexcept;
+  /// For tests and for copies of a segment: treat this token as dead.
+  void assume_dead(Token token) { assumed_dead_.push_back(token); }
+  /// Marks the segment as impossible; one way.
+  Status poison(std::uint32_t line) noexcept;
+  [[nodiscard]] bool is_poisoned() noexcept {
+    // relaxed: a flag that never goes back and guards nothing
+    return Atomics::load_relaxed(header().poisoned) != 0;
+  }
+  /// Publishers may use a plain load of a waiter's mark: sleepers run a barrier for them.
+  [[nodiscard]] bool asymmetric() const noexcept { return asymmetric_; }
+
+  /// Reserves file space for a table row that is used for the first time.
+  [[nodiscard]] int reserve(std::uint64_t offset, std::uint64_t length) noexcept;
+
+  // ---- private registries, shared with a child at fork ----
+  void add_view(LiveView& view);
+  void remove_view(LiveView& view);
+  [[nodiscard]] Status add_endpoint(std::uint32_t channel_id, End end);
+  void remove_endpoint(std::uint32_t channel_id, End end);
+  [[nodiscard]] std::mutex& mutex() noexcept { return mutex_; }
+  [[nodiscard]] std::size_t view_count();
+
+ private:
+  friend class ForkHandlers;
+  Segment() = default;
+
+  template <class T>
+  [[nodiscard]] T* table(std::uint64_t offset) noexcept {
+    return reinterpret_cast<T*>(base_ + offset);
+  }
+  [[nodiscard]] Status map_window(Failure& why);
+  [[nodiscard]] Status take_seat();
+  void after_raw_fork() noexcept;
+
+  Constants constants_{};
+  std::byte* base_ = nullptr;
+  int fd_ = -1;
+  bool own_description_ = false;
+  bool asymmetric_ = false;
+  std::uint64_t serial_ = 0;
+  std::uint64_t device_ = 0;
+  std::uint64_t inode_ = 0;
+  std::uint64_t namespace_ = 0;
+  Token token_ = 0;
+  const std::uint32_t* alive_page_ = nullptr;
+
+  std::mutex mutex_;
+  LiveView views_;  // sentinel of the ring of views
+  std::unordered_map<std::uint64_t, std::uint32_t> endpoints_;  // channel id * 2 + end -> objects
+  std::vector<Token> assumed_dead_;
+
+  // between the fork handlers
+  int child_fd_ = -1;
+  std::uint32_t child_slot_ = 0;
+  Token child_token_ = 0;
+};
+
+}  // namespace ipcbuf

@@ -1,0 +1,38 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// slots.hpp - seats of processes: claimed, reserved for a child, given back by the reaper.
+//
+// Invariants
+//   S1  A row leaves kFree only by the compare-and-swap of a claimer that holds its life byte
+//       (or whose system has none), and returns to kFree only under the row's reaper word.
+//   S2  The generation grows with every return to kFree, so a token names one process for ever.
+//
+// Pairs
+//   L1  state  publish_seat -> is_dead, reap   carries the identity
+#pragma once
+
+#include <cstdint>
+
+#include "ipcbuf/segment.hpp"
+
+namespace ipcbuf {
+
+/// Claims a free row through the life byte of `fd`; the row is kClaiming afterwards.
+/// The last rows are for who must first have a token to bury others when all else is taken.
+inline constexpr std::uint32_t kSpareSlots = 64;
+[[nodiscard]] Status claim_slot(Segment& segment, int fd, bool life_bytes, Token& out);
+/// Writes this process's identity into a claimed or reserved row and makes it kAlive.
+void publish_seat(Segment& segment, Token token, bool life_bytes);
+/// The row's state word for a token, as it must be while that process lives.
+constexpr std::uint32_t slot_word(Token token, SlotState state) noexcept {
+  return static_cast<std::uint32_t>(state) | generation_of(token) << kSlotBits;
+}
+constexpr SlotState slot_state(std::uint32_t word) noexcept {
+  return static_cast<SlotState>(word & 7);
+}
+constexpr Token slot_token(std::uint32_t index, std::uint32_t word) noexcept {
+  return make_token(index, word >> kSlotBits);
+}
+
+}  // namespace ipcbuf

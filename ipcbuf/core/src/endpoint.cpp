@@ -1,0 +1,472 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The traffic of a channel: one message in, one message out, and waiting for either.
+#include <algorithm>
+#include <cstring>
+
+#include "ipcbuf/block.hpp"
+#include "ipcbuf/channel.hpp"
+#include "ipcbuf/hold_list.hpp"
+#include "ipcbuf/platform.hpp"
+#include "ipcbuf/reaper.hpp"
+#include "ipcbuf/thread_heap.hpp"
+
+namespace ipcbuf {
+
+using A = Atomics;
+
+namespace {
+
+constexpr std::int64_t kShortSlice = 20'000'000;
+constexpr std::int64_t kLongSlice = 200'000'000;
+constexpr std::int64_t kFirstSecond = 1'000'000'000;
+constexpr std::int64_t kMaxSpin = 60'000;  // ns: about what waking a sleeper costs
+constexpr std::int64_t kMinSpin = 2'000;
+constexpr std::uint32_t kSpinRetry = 32;  // waits without spinning before it is tried again
+constexpr std::uint32_t kLargestRing = (1U << 20) - kRingOverhead;
+
+}  // namespace
+
+// ---- both ends ----
+
+Endpoint::Endpoint(Segment& segment, std::uint32_t id, End end) noexcept
+    : s_(segment),
+      row_(segment.channel(index_of(id))),
+      id_(id),
+      end_(end),
+      shared_((row_.flags & kSharedEnds) != 0),
+      bell_kind_(row_.bell_kind),
+      spin_ns_(platform::cpu_count() > 1 ? kMaxSpin : 0) {}
+
+std::uint32_t Endpoint::pending() noexcept {
+  const auto received = static_cast<std::uint32_t>(A::load_acquire(row_.receiver.items));
+  const auto sent = static_cast<std::uint32_t>(A::load_acquire(row_.sender.items));
+  const std::uint32_t n = sent - received;
+  return n < 1U << 31 ? n : 0;  // the two were read at different moments
+}
+
+Status Endpoint::enter(std::int64_t until_ns) noexcept {
+  const Token me = s_.token();
+  if (me == 0) return Status::kTooMany;
+  if (shared_) {
+    if (mine().lock.try_acquire(me)) [[likely]] return Status::kOk;
+    const bool held = mine().lock.acquire(
+        me, until_ns, [this](Token t) { return s_.is_dead(t); },
+        [this] {
+          A::fetch_add(s_.header().takeovers, 1);
+          if (end_ == End::kReceiver) {
+            recover_receiver(s_, row_, id_);
+            return;
+          }
+          recover_sender(s_, row_, id_);
+          if (bell_fd_ >= 0) {
+            // The dead may have written a byte without its mark, or not yet: one more byte and
+            // the mark are right in both cases (D4).
+            (void)platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
+            Doorbell<>(row_.data, s_.asymmetric()).set_token();
+          }
+        });
+    return held ? Status::kOk : Status::kContended;
+  }
+  if (busy_.test_and_set(std::memory_order_acquire)) return Status::kBusyEnd;
+  std::uint32_t owner = 0;
+  if (!A::compare_exchange(mine().owner, owner, me) && owner != me) {
+    busy_.clear(std::memory_order_release);
+    return Status::kBusyEnd;
+  }
+  return Status::kOk;
+}
+
+void Endpoint::leave() noexcept {
+  if (shared_) {
+    mine().lock.release();
+  } else {
+    busy_.clear(std::memory_order_release);
+  }
+}
+
+void Endpoint::close() {
+  if (closed_) return;
+  closed_ = true;
+  if (!shared_ && A::load_acquire(mine().owner) == s_.token()) {
+    auto open = static_cast<std::uint32_t>(EndState::kOpen);
+    // C4 release, to peer_gone: all that was published is older.
+    (void)A::compare_exchange(mine().state, open, static_cast<std::uint32_t>(EndState::kClosed));
+    wake_channel(s_, row_);
+  }
+  s_.remove_endpoint(id_, end_);
+}
+
+Status Endpoint::peer_gone(bool prove) noexcept {
+  const auto verdict = [this] {
+    switch (static_cast<EndState>(A::load_acquire(other().state))) {  // C4 acquire
+      case EndState::kOpen:
+        return hangup_ ? Status::kEnded : Status::kOk;
+      case EndState::kClosed:
+        return Status::kEnded;
+      case EndState::kDead:
+        return Status::kBroken;
+    }
+    return Status::kOk;
+  };
+  Status gone = verdict();
+  if (gone != Status::kOk || !prove || shared_) return gone;
+  const Token owner = A::load_acquire(other().owner);
+  if (owner != 0) {
+    if (s_.is_dead(owner)) reap(s_, owner);
+  } else {
+    reap_dead_holders(s_, end_ == End::kSender ? row_.receiver_holds : row_.sender_holds);
+  }
+  return verdict();
+}
+
+std::int64_t Endpoint::slice_end(std::int64_t until_ns) noexcept {
+  const std::int64_t now = platform::monotonic_ns();
+  if (wait_began_ == 0) wait_began_ = now;
+  const std::int64_t slice = now - wait_began_ < kFirstSecond ? kShortSlice : kLongSlice;
+  return until_ns - now < slice ? until_ns : now + slice;
+}
+
+/// Spins for about as long as a wake would cost; learns from success. True: `ready`.
+template <class Ready>
+bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept {
+  if (spin_ns_ < kMinSpin) {
+    if (platform::cpu_count() < 2 || ++spin_pause_ < kSpinRetry) return false;
+    spin_pause_ = 0;
+    spin_ns_ = kMinSpin * 2;
+  }
+  const std::int64_t begin = platform::monotonic_ns();
+  const std::int64_t end = std::min(until_ns, begin + spin_ns_);
+  if (!bell.claim_spin(s_.token(), begin, end)) return false;
+  bool found = false;
+  do {
+    for (int i = 0; i < 16 && !found; ++i) {
+      found = ready();
+      if (!found) platform::cpu_pause();
+    }
+  } while (!found && platform::monotonic_ns() < end);
+  bell.end_spin();
+  spin_ns_ = found ? std::min(kMaxSpin, spin_ns_ * 2) : spin_ns_ / 2;
+  return found;
+}
+
+template <class Ready>
+void Endpoint::sleep(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept {
+  const std::uint32_t word = bell.announce();  // D1
+  if (ready()) return;
+  slept_ = true;
+  bell.sleep(word, slice_end(until_ns));
+}
+
+void Endpoint::finish_wait() noexcept {
+  wait_began_ = 0;
+  if (!slept_) return;
+  slept_ = false;
+  Doorbell<> bell(end_ == End::kSender ? row_.room : row_.data, s_.asymmetric());
+  bell.leave();  // D2
+  const bool more = end_ == End::kReceiver ? pending() != 0
+                                           : row_.max_items == 0 || row_.max_items > pending();
+  if (more) bell.wake();
+}
+
+// ---- sender ----
+
+bool SenderEnd::has_room(std::uint64_t weight) noexcept {
+  if (row_.max_items != 0 && pending() >= row_.max_items) return false;
+  if (row_.max_bytes == 0) return true;
+  const std::uint64_t sent = A::load_acquire(row_.sender.bytes);
+  const std::uint64_t received = A::load_acquire(row_.receiver.bytes);
+  const std::uint64_t inside = sent > received ? sent - received : 0;
+  // An empty channel takes one message of any size.
+  return inside == 0 || pending() == 0 || inside + weight <= row_.max_bytes;
+}
+
+bool SenderEnd::is_full() noexcept {
+  return row_.max_items != 0 && pending() >= row_.max_items;
+}
+
+/// D3: writes the byte that a polled descriptor needs.
+void SenderEnd::ring_bell_entered() noexcept {
+  if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0) return;
+  Doorbell<> bell(row_.data, s_.asymmetric());
+  const std::uint32_t word = bell.look();
+  const std::uint32_t wanted =
+      bell_kind_ == BellKind::kSocket ? kBellArmed | kBellWaiting : kBellArmed;
+  if ((word & wanted) == 0 || (word & kBellToken) != 0) return;
+  if (platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd) != 0) return;
+  if (bell_kind_ == BellKind::kEventfd && (word & kBellWaiting) != 0) bell.wake();
+  bell.set_token();
+}
+
+Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
+                               std::uint32_t& wanted) noexcept {
+  if (s_.is_poisoned()) return Status::kCorrupted;
+  if (const Status gone = peer_gone(false); gone != Status::kOk) return Status::kBroken;
+  const std::uint64_t weight = m.weight();
+  if (!has_room(weight)) return Status::kFull;
+  const std::uint64_t tail = A::load_acquire(row_.sender.ring);
+  if (tail != ring_offset_ || ring_.header->capacity != ring_.capacity) {
+    if (!open_ring(s_, tail, id_, ring_)) return s_.poison(__LINE__);
+    ring_offset_ = tail;
+  }
+  const std::uint32_t size = record_size(m.payload_size, m.block_count);
+  RingWriter<> writer(ring_, row_.sender.cached);
+  std::byte* at = writer.room(size);
+  if (at == nullptr) {
+    if (spare_ring == 0) {
+      // Four times larger, headers included, so that each ring fills whole pages.
+      constexpr auto kOverhead = static_cast<std::uint32_t>(kRingOverhead);
+      wanted = std::min(kLargestRing, (ring_.capacity + kOverhead) * 4 - kOverhead);
+      return Status::kExhausted;  // the caller makes a ring outside the lock and comes again
+    }
+    auto* next = reinterpret_cast<RingHeader*>(s_.payload(spare_ring));
+    next->items_base =
+        static_cast<std::uint32_t>(ring_.header->items_base + writer.position().items);
+    next->bytes_base = A::load_relaxed(row_.sender.bytes);
+    give_ring(s_, spare_ring, id_);
+    A::store_release(ring_.header->next, spare_ring);  // C1, the commit
+    A::store_relaxed(row_.sender.cached, 0);
+    A::store_release(row_.sender.ring, spare_ring);
+    spare_ring = 0;
+    return send_entered(m, spare_ring, wanted);
+  }
+  std::byte* body = at + kRecordHeader;
+  std::memcpy(body, m.blocks, m.block_count * sizeof(BlockRef));
+  if (m.payload_size != 0)
+    std::memcpy(body + m.block_count * sizeof(BlockRef), m.payload, m.payload_size);
+  const std::uint64_t bytes = A::load_relaxed(row_.sender.bytes) + weight;
+  writer.publish({size, m.payload_size, m.kind, m.payload_in_block,
+                  static_cast<std::uint8_t>(m.block_count)},
+                 bytes);
+  A::store_relaxed(row_.sender.bytes, bytes);
+  A::store_release(row_.sender.items,
+                   static_cast<std::uint32_t>(ring_.header->items_base + writer.position().items));
+  ring_bell_entered();
+  return Status::kOk;
+}
+
+Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& why) {
+  if (closed_) return Status::kClosed;
+  std::uint64_t spare_ring = 0;
+  std::uint32_t wanted = 0;
+  Status status = Status::kOk;
+  do {
+    if (wanted != 0) {
+      status = make_ring(s_, id_, wanted, spare_ring, why);
+      if (status != Status::kOk && wanted > kMinRing)
+        status = make_ring(s_, id_, wanted = kMinRing, spare_ring, why);
+      if (status != Status::kOk) return status;
+      wanted = 0;
+    }
+    status = enter(lock_until);
+    if (status != Status::kOk) break;
+    status = send_entered(m, spare_ring, wanted);
+    leave();
+  } while (status == Status::kExhausted);
+  if (spare_ring != 0) (void)free_block(s_, spare_ring);
+  if (status == Status::kOk && bell_kind_ != BellKind::kSocket)
+    Doorbell<>(row_.data, s_.asymmetric()).ring_futex();
+  return status;
+}
+
+Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& why) {
+  const auto look_for_hangup = [this] {
+    if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0) return;
+    platform::FdEvents events;
+    if (platform::poll_fd(bell_fd_, 0, events) > 0 && events.hangup) hangup_ = true;
+  };
+  look_for_hangup();
+  const Status status = try_send(m, slice_end(platform::kForever), why);
+  if (status != Status::kFull) return status == Status::kContended ? Status::kSlice : status;
+  if (platform::monotonic_ns() >= until_ns) return Status::kFull;
+  const std::uint64_t weight = m.weight();
+  Doorbell<> bell(row_.room, s_.asymmetric());
+  const auto ready = [&] {
+    return has_room(weight) ||
+           A::load_acquire(other().state) != static_cast<std::uint32_t>(EndState::kOpen);
+  };
+  if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, ready);
+  if (!ready() && peer_gone(true) != Status::kOk) return Status::kBroken;
+  return Status::kSlice;
+}
+
+// ---- receiver ----
+
+bool ReceiverEnd::has_data() noexcept {
+  return A::load_acquire(row_.sender.items) != A::load_acquire(row_.receiver.items) ||
+         A::load_acquire(row_.sender.state) != static_cast<std::uint32_t>(EndState::kOpen);
+}
+
+bool ReceiverEnd::ring_is_empty() noexcept {
+  return ring_.header == nullptr ||
+         (A::load_acquire(ring_.header->next) == 0 &&
+          RingWord::unpack(A::load_acquire(ring_.header->write_word)).items ==
+              RingWord::unpack(A::load_relaxed(ring_.header->read_word)).items);
+}
+
+/// D3, D4: the ring is empty and a byte stands in the descriptor.
+void ReceiverEnd::drain_if_empty() noexcept {
+  if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0) return;
+  // relaxed: a hint; the lock below carries the truth
+  if ((A::load_relaxed(row_.data.word) & kBellToken) == 0 || !ring_is_empty()) return;
+  const bool held = row_.sender.lock.acquire(
+      s_.token(), platform::monotonic_ns() + kShortSlice,
+      [this](Token t) { return s_.is_dead(t); },
+      [this] { recover_sender(s_, row_, id_); });
+  if (!held) return;  // a stopped sender: the byte stays, the descriptor reads ready too long
+  if (ring_is_empty()) {
+    Doorbell<>(row_.data, s_.asymmetric()).clear_token();
+    platform::drain_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
+  }
+  row_.sender.lock.release();
+}
+
+Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
+  if (s_.is_poisoned()) return Status::kCorrupted;
+  for (;;) {
+    const std::uint64_t head = A::load_acquire(row_.receiver.ring);
+    if (head != ring_offset_ || ring_.header->capacity != ring_.capacity) {
+      if (!open_ring(s_, head, id_, ring_)) return s_.poison(__LINE__);
+      ring_offset_ = head;
+    }
+    RingReader<> reader(ring_, row_.receiver.cached);
+    RecordHeader header{};
+    std::uint64_t cumulative = 0;
+    const std::byte* body = nullptr;
+    Front front = reader.front(header, cumulative, body);
+    if (front == Front::kEmpty) {
+      const std::uint64_t next = A::load_acquire(ring_.header->next);  // C1 acquire
+      if (next == 0) {
+        drain_if_empty();
+        return Status::kEmpty;
+      }
+      // Behind `next` nothing is written here any more: look once more, then move on.
+      front = reader.front(header, cumulative, body);
+      if (front == Front::kEmpty) {
+        BlockPlace p{};
+        if (!s_.place(head, p)) return s_.poison(__LINE__);
+        note_slot(s_, p);
+        A::store_release(s_.block(head).creator, s_.token());  // C2
+        A::store_relaxed(row_.receiver.cached, 0);
+        A::store_release(row_.receiver.ring, next);            // C2, the commit
+        ring_offset_ = 0;
+        if (const Status status = free_block(s_, head, by_channel(id_)); status != Status::kOk)
+          return status;
+        continue;
+      }
+    }
+    if (front == Front::kCorrupted) return s_.poison(__LINE__);
+
+    // From here on only local copies of what the ring says are used.
+    m.kind = header.kind;
+    m.payload_in_block = header.payload_in_block;
+    m.block_count = header.blocks;
+    m.payload_size = header.payload;
+    if (header.payload > kMaxInline) return s_.poison(__LINE__);
+    std::memcpy(m.blocks, body, header.blocks * sizeof(BlockRef));
+    std::memcpy(m.payload, body + header.blocks * sizeof(BlockRef), header.payload);
+    for (std::uint32_t i = 0; i < header.blocks; ++i) {
+      BlockPlace p{};
+      Holder holder{};
+      if (!s_.place(m.blocks[i].offset, p) || !read_holder(s_, p, holder) ||
+          holder.kind == HolderKind::kFree ||
+          m.blocks[i].length > p.size() - sizeof(BlockHeader))
+        return s_.poison(__LINE__);
+      note_slot(s_, p);
+      store_holder(s_, p, by_process(s_.token()));  // D5: claim, then advance
+    }
+    reader.pop(header);  // D5, the commit
+    A::store_relaxed(row_.receiver.bytes, cumulative);
+    A::store_release(row_.receiver.items, static_cast<std::uint32_t>(ring_.header->items_base +
+                                                                     reader.position().items));
+    drain_if_empty();
+    return Status::kOk;
+  }
+}
+
+Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
+  if (closed_) return Status::kClosed;
+  Status status = enter(lock_until);
+  if (status != Status::kOk) return status;
+  status = receive_entered(m);
+  leave();
+  if (status == Status::kOk && (row_.max_items | row_.max_bytes) != 0)
+    Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
+  return status;
+}
+
+void ReceiverEnd::wait_data(std::int64_t until_ns) noexcept {
+  Doorbell<> bell(row_.data, s_.asymmetric());
+  const auto ready = [this] { return has_data(); };
+  if (spin(bell, until_ns, ready)) return;
+  if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0) {
+    sleep(bell, until_ns, ready);
+    return;
+  }
+  // No flag is needed: the byte stands as long as the ring is not empty (D4).
+  platform::FdEvents events;
+  if (platform::poll_fd(bell_fd_, slice_end(until_ns), events) > 0 && events.hangup) hangup_ = true;
+}
+
+Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns) noexcept {
+  if (bell_kind_ == BellKind::kSocket && bell_fd_ >= 0 && !hangup_) {
+    platform::FdEvents events;
+    if (platform::poll_fd(bell_fd_, 0, events) > 0) hangup_ = events.hangup;
+  }
+  Status gone = peer_gone(false);  // D7: first whether the other side is gone,
+  Status status = try_receive(m, slice_end(platform::kForever));  // then the ring
+  if (status == Status::kContended) return Status::kSlice;
+  if (status != Status::kEmpty) return status;
+  if (gone != Status::kOk) return gone;
+  if (platform::monotonic_ns() >= until_ns) {
+    gone = peer_gone(true);
+    if (gone == Status::kOk) return Status::kEmpty;
+    return Status::kSlice;  // once more, with D7's order
+  }
+  wait_data(until_ns);
+  if (!has_data()) (void)peer_gone(true);
+  return Status::kSlice;
+}
+
+Status ReceiverEnd::poll_slice(std::int64_t until_ns) noexcept {
+  if (closed_) return Status::kClosed;
+  if (has_data()) return Status::kOk;
+  if (bell_kind_ == BellKind::kSocket && bell_fd_ >= 0 && !hangup_) {
+    platform::FdEvents events;
+    if (platform::poll_fd(bell_fd_, 0, events) > 0) hangup_ = events.hangup;
+  }
+  if (has_data() || peer_gone(true) != Status::kOk) return Status::kOk;
+  if (platform::monotonic_ns() >= until_ns) {
+    // A producer killed between its publish and its count left an item that is not counted.
+    bool found = false;
+    if (enter(slice_end(platform::kForever)) == Status::kOk) {
+      const std::uint64_t head = A::load_acquire(row_.receiver.ring);
+      ring_offset_ = open_ring(s_, head, id_, ring_) ? head : 0;
+      found = ring_offset_ != 0 && !ring_is_empty();
+      leave();
+    }
+    return found ? Status::kOk : Status::kEmpty;
+  }
+  wait_data(until_ns);
+  return has_data() || hangup_ ? Status::kOk : Status::kSlice;
+}
+
+Status ReceiverEnd::arm() noexcept {
+  if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0) return Status::kFull;
+  const bool held = row_.sender.lock.acquire(
+      s_.token(), platform::kForever, [this](Token t) { return s_.is_dead(t); },
+      [this] { recover_sender(s_, row_, id_); });
+  if (!held) return Status::kContended;
+  Doorbell<> bell(row_.data, s_.asymmetric());
+  bell.arm();
+  const std::uint32_t sent = static_cast<std::uint32_t>(A::load_acquire(row_.sender.items));
+  const std::uint32_t taken = static_cast<std::uint32_t>(A::load_acquire(row_.receiver.items));
+  if (bell_kind_ == BellKind::kEventfd && sent != taken && (bell.look() & kBellToken) == 0 &&
+      platform::write_token(bell_fd_, true) == 0)
+    bell.set_token();
+  row_.sender.lock.release();
+  return Status::kOk;
+}
+
+}  // namespace ipcbuf

@@ -1,0 +1,164 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+#include "ipcbuf/fork.hpp"
+
+#include <pthread.h>
+
+#include <utility>
+#include <vector>
+
+#include "ipcbuf/block.hpp"
+#include "ipcbuf/hold_list.hpp"
+#include "ipcbuf/platform.hpp"
+#include "ipcbuf/reaper.hpp"
+#include "ipcbuf/slots.hpp"
+
+namespace ipcbuf {
+
+namespace {
+
+struct Registry {
+  std::mutex attach;  // outermost; then `list`; then each segment's own
+  std::mutex list;
+  std::vector<std::pair<Segment*, std::weak_ptr<Segment>>> segments;
+  std::uint32_t* alive = nullptr;
+  bool barrier = false;
+};
+
+/// Never destroyed: daemon threads may use segments while the process exits.
+Registry& registry() {
+  static Registry* const r = new Registry;
+  return *r;
+}
+
+}  // namespace
+
+const std::uint32_t* ForkHandlers::alive_page() {
+  static const bool once = [] {
+    Registry& r = registry();
+    static std::uint32_t fallback = 0;
+    void* page = platform::wipe_on_fork_page();
+    r.alive = page == nullptr ? &fallback : static_cast<std::uint32_t*>(page);
+    *r.alive = 1;
+    ::pthread_atfork(prepare, parent, child);
+    return true;
+  }();
+  (void)once;
+  return registry().alive;
+}
+
+bool ForkHandlers::barrier_registered() {
+  static const bool once = registry().barrier = platform::register_barrier();
+  (void)once;
+  return registry().barrier;
+}
+
+void ForkHandlers::add(const std::shared_ptr<Segment>& segment) {
+  const std::lock_guard lock(registry().list);
+  registry().segments.emplace_back(segment.get(), segment);
+}
+
+void ForkHandlers::remove(const Segment& segment) {
+  const std::lock_guard lock(registry().list);
+  std::erase_if(registry().segments, [&](const auto& known) { return known.first == &segment; });
+}
+
+std::shared_ptr<Segment> ForkHandlers::find(const std::function<bool(const Segment&)>& is_it) {
+  const std::lock_guard lock(registry().list);
+  for (const auto& [raw, weak] : registry().segments)
+    if (auto alive = weak.lock(); alive && is_it(*alive)) return alive;
+  return nullptr;
+}
+
+std::unique_lock<std::mutex> ForkHandlers::attach_lock() {
+  return std::unique_lock(registry().attach);
+}
+
+void ForkHandlers::prepare() noexcept {
+  Registry& r = registry();
+  r.attach.lock();
+  r.list.lock();
+  for (const auto& known : r.segments) {
+    Segment& s = *known.first;
+    reap_some(s, 4);
+    s.mutex_.lock();
+    s.child_fd_ = -1;
+    s.child_token_ = 0;
+    if (s.is_poisoned()) continue;
+    const int own = platform::reopen(s.fd_);
+    const bool life_bytes = own >= 0;
+    if (claim_slot(s, life_bytes ? own : s.fd_, life_bytes, s.child_token_) != Status::kOk) {
+      platform::close_fd(own);  // no seat left: the child will find out at its first call
+      continue;
+    }
+    s.child_fd_ = own;
+    Atomics::store_release(s.slot(slot_of(s.child_token_)).state,
+                           slot_word(s.child_token_, SlotState::kReserved));
+    for (const auto& [key, count] : s.endpoints_) {
+      const auto channel = static_cast<std::uint32_t>(key / 2);
+      (void)add_hold(s, hold_list(s, channel, static_cast<End>(key % 2)),
+                     Hold{HoldKind::kProcess, s.child_token_, count});
+    }
+    for (LiveView* v = s.views_.next; v != &s.views_; v = v->next) {
+      if (v->block != 0 && !v->pinned &&
+          share_block(s, v->block, s.child_token_) != Status::kOk)
+        v->pinned = true;
+    }
+  }
+}
+
+void ForkHandlers::parent() noexcept {
+  Registry& r = registry();
+  for (const auto& known : r.segments) {
+    platform::close_fd(known.first->child_fd_);
+    known.first->child_fd_ = -1;
+    known.first->mutex_.unlock();
+  }
+  r.list.unlock();
+  r.attach.unlock();
+}
+
+void ForkHandlers::move_in(Segment& s) noexcept {
+  if (s.child_token_ != 0) {
+    s.own_description_ = s.child_fd_ >= 0;
+    if (s.child_fd_ >= 0) (void)platform::move_fd(s.child_fd_, s.fd_);
+    s.token_ = s.child_token_;
+    publish_seat(s, s.token_, s.own_description_);
+  } else {
+    s.token_ = 0;
+  }
+  s.child_fd_ = -1;
+  s.child_token_ = 0;
+}
+
+void ForkHandlers::child() noexcept {
+  Registry& r = registry();
+  *r.alive = 1;
+  if (r.barrier) r.barrier = platform::register_barrier();
+  for (const auto& known : r.segments) {
+    move_in(*known.first);
+    known.first->mutex_.unlock();
+  }
+  r.list.unlock();
+  r.attach.unlock();
+}
+
+void ForkHandlers::raw_fork() noexcept {
+  Registry& r = registry();
+  *r.alive = 1;
+  for (const auto& known : r.segments) {
+    Segment& s = *known.first;
+    const int own = platform::reopen(s.fd_);
+    if (own >= 0) (void)platform::move_fd(own, s.fd_);
+    s.own_description_ = own >= 0;
+    s.token_ = 0;
+    (void)s.take_seat();
+    // What the parent had is the parent's: hold the endpoints ourselves, disown the views.
+    for (const auto& [key, count] : s.endpoints_)
+      (void)add_hold(s, hold_list(s, static_cast<std::uint32_t>(key / 2), static_cast<End>(key % 2)),
+                     Hold{HoldKind::kProcess, s.token_, count});
+    for (LiveView* v = s.views_.next; v != &s.views_; v = v->next) v->pinned = true;
+  }
+}
+
+}  // namespace ipcbuf

@@ -1,0 +1,269 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+#include "ipcbuf/fsck.hpp"
+
+#include <cstdio>
+#include <map>
+#include <unordered_map>
+
+#include "ipcbuf/block.hpp"
+#include "ipcbuf/channel.hpp"
+#include "ipcbuf/reaper.hpp"
+#include "ipcbuf/ring.hpp"
+#include "ipcbuf/slots.hpp"
+
+namespace ipcbuf {
+
+using A = Atomics;
+
+namespace {
+
+class Walk {
+ public:
+  Walk(Segment& s, bool exact) : s_(s), exact_(exact) {}
+
+  Census run() {
+    slots();
+    channels();
+    runs();
+    entries();
+    if (s_.is_poisoned()) problem("poisoned at line %llu", A::load_relaxed(s_.header().poisoned));
+    if (!exact_) census_.problems.clear();
+    return census_;
+  }
+
+ private:
+  template <class... Args>
+  void problem(const char* format, Args... args) {
+    char text[160];
+    std::snprintf(text, sizeof text, format, static_cast<unsigned long long>(args)...);
+    census_.problems.emplace_back(text);
+  }
+
+  bool is_seated(Token token) {
+    const std::uint32_t word = A::load_acquire(s_.slot(slot_of(token)).state);
+    return slot_state(word) != SlotState::kFree && slot_token(slot_of(token), word) == token;
+  }
+
+  void slots() {
+    const std::uint32_t high = A::load_acquire(s_.header().slots_high);
+    for (std::uint32_t i = 0; i < high && i < s_.constants().max_slots; ++i) {
+      const SlotState state = slot_state(A::load_acquire(s_.slot(i).state));
+      if (state != SlotState::kFree) ++census_.processes;
+      if (state > SlotState::kAlive) problem("slot %llu: state %llu", i, std::uint64_t(state));
+    }
+  }
+
+  void channels() {
+    const std::uint32_t high = A::load_acquire(s_.header().channels_high);
+    for (std::uint32_t i = 0; i < high && i < s_.constants().max_channels; ++i) {
+      ChannelRow& row = s_.channel(i);
+      const ChannelWord word = ChannelWord::unpack(A::load_acquire(row.state));
+      if (word.state == ChannelState::kFree) continue;
+      ++census_.channels;
+      if (word.state != ChannelState::kActive) {
+        if (!is_seated(word.token)) problem("channel %llu: half made by nobody", i);
+        continue;
+      }
+      reach(s_, i, reached_);
+      if (exact_) chain(i, row);
+      const auto sent = static_cast<std::uint32_t>(A::load_acquire(row.sender.items));
+      const auto got = static_cast<std::uint32_t>(A::load_acquire(row.receiver.items));
+      if (static_cast<std::int32_t>(sent - got) > 0) census_.messages += sent - got;
+    }
+  }
+
+  void chain(std::uint32_t index, ChannelRow& row) {
+    const std::uint32_t id = channel_id(index, row);
+    std::uint64_t at = A::load_acquire(row.receiver.ring);
+    std::uint32_t items = 0;
+    bool saw_tail = false;
+    for (std::uint32_t steps = 0; at != 0; ++steps) {
+      Ring<> ring;
+      if (steps > s_.constants().max_pages || !open_ring(s_, at, id, ring)) {
+        problem("channel %llu: ring at %llu is none", index, at);
+        return;
+      }
+      saw_tail = saw_tail || at == A::load_acquire(row.sender.ring);
+      const RingWord read = RingWord::unpack(A::load_acquire(ring.header->read_word));
+      const RingWord write = RingWord::unpack(A::load_acquire(ring.header->write_word));
+      std::uint32_t place = read.index;
+      items += write.items - read.items;
+      for (std::uint32_t n = write.items - read.items; n > 0; --n) {
+        RecordHeader header{};
+        std::uint32_t start = 0;
+        if (!parse_record(ring, place, header, start)) {
+          problem("channel %llu: record at %llu of ring %llu is none", index, place, at);
+          return;
+        }
+        const auto* refs =
+            reinterpret_cast<const BlockRef*>(ring.data + start + kRecordHeader);
+        for (std::uint32_t b = 0; b < header.blocks; ++b)
+          if (++flights_[refs[b].offset] > 1)
+            problem("block %llu is in flight twice", refs[b].offset);
+        place = start + header.size;
+      }
+      if (place != write.index && !(place == ring.capacity && write.index == 0))
+        problem("channel %llu: ring %llu ends at %llu", index, at, place);
+      at = A::load_acquire(ring.header->next);
+    }
+    if (!saw_tail) problem("channel %llu: the sender's ring is not in the chain", index);
+    const auto pending = static_cast<std::uint32_t>(A::load_acquire(row.sender.items)) -
+                         static_cast<std::uint32_t>(A::load_acquire(row.receiver.items));
+    if (pending != items) problem("channel %llu: %llu items, counted %llu", index, items, pending);
+    if (row.sender.lock.owner() != 0 || row.receiver.lock.owner() != 0)
+      problem("channel %llu: an end is locked", index);
+  }
+
+  void runs() {
+    const std::uint32_t end = s_.committed_pages();
+    census_.committed_bytes = std::uint64_t{end} << kPageShift;
+    std::map<std::uint32_t, std::uint32_t> free_runs;
+    bool last_free = false;
+    for (std::uint32_t p = 0; p < end;) {
+      const Run run = Run::unpack(A::load_acquire(s_.run(p)));
+      if (run.length == 0 || run.length > end - p || run.state == RunState::kNone ||
+          run.state > RunState::kSlab) {
+        problem("page %llu: impossible run", p);
+        return;
+      }
+      if (A::load_acquire(s_.page(p + run.length - 1).head_back) != run.length - 1)
+        problem("page %llu: its last page does not lead back", p);
+      if (run.state == RunState::kFree) {
+        if (last_free) problem("page %llu: two free runs touch", p);
+        free_runs[p] = run.length;
+        census_.free_bytes += std::uint64_t{run.length} << kPageShift;
+      } else if (run.state == RunState::kReserved) {
+        ++census_.reserved_runs;
+        if (!is_seated(run.token)) problem("page %llu: reserved by nobody", p);
+      } else {
+        slab(p, run);
+      }
+      last_free = run.state == RunState::kFree;
+      p += run.length;
+    }
+    if (exact_) index(free_runs);
+  }
+
+  void index(const std::map<std::uint32_t, std::uint32_t>& free_runs) {
+    if (s_.header().heap_lock.owner() != 0) {
+      problem("the heap is locked");
+      return;
+    }
+    const std::uint32_t n = A::load_acquire(s_.header().index_size);
+    if (n != free_runs.size()) {
+      problem("%llu free runs, %llu in the index", free_runs.size(), n);
+      return;
+    }
+    for (std::uint32_t i = 0; i < n; ++i) {
+      const auto it = free_runs.find(s_.run_index()[i]);
+      if (it == free_runs.end()) {
+        problem("index %llu: page %llu is no free run", i, s_.run_index()[i]);
+        continue;
+      }
+      if (s_.page(it->first).index_pos != i) problem("index %llu: no way back", i);
+      if (i > 0 && free_runs.count(s_.run_index()[(i - 1) / 2]) != 0 &&
+          free_runs.at(s_.run_index()[(i - 1) / 2]) < it->second)
+        problem("index %llu: longer than its parent", i);
+    }
+    if (n > 0) {
+      const auto top = free_runs.find(s_.run_index()[0]);
+      if (top != free_runs.end())
+        census_.largest_free = std::uint64_t{top->second} << kPageShift;
+    }
+  }
+
+  void slab(std::uint32_t head, const Run& run) {
+    ++census_.slabs;
+    if (run.token == 0) ++census_.orphan_slabs;
+    if (run.token != 0 && !is_seated(run.token)) problem("slab %llu: owner is gone", head);
+    BlockPlace p{};
+    if (!s_.place(s_.page_offset(head), p)) {
+      problem("slab %llu: impossible", head);
+      return;
+    }
+    std::uint32_t used = 0;
+    for (std::uint32_t i = 0; i < p.count; ++i) {
+      BlockPlace b{};
+      Holder holder{};
+      if (!s_.place(p.offset + i * p.size(), b) || !read_holder(s_, b, holder)) {
+        problem("slab %llu block %llu: header overwritten", head, i);
+        continue;
+      }
+      if (holder.kind == HolderKind::kFree) {
+        ++census_.free_blocks;
+        if (flights_.contains(b.offset)) problem("block %llu: free and in flight", b.offset);
+        continue;
+      }
+      ++used;
+      block(b, holder);
+    }
+    if (used == 0 && run.token == 0) problem("slab %llu: empty and ownerless", head);
+  }
+
+  void block(const BlockPlace& b, const Holder& holder) {
+    switch (holder.kind) {
+      case HolderKind::kFree:
+        break;
+      case HolderKind::kProcess:
+        if (reached_.blocks.contains(b.offset)) {
+          ++census_.flight_blocks;
+          break;
+        }
+        ++census_.process_blocks;
+        census_.process_bytes += A::load_acquire(s_.block(b.offset).length);
+        if (!is_seated(holder.id)) problem("block %llu: leaked by %llu", b.offset, holder.id);
+        if (!may_hold(b, holder.id)) problem("block %llu: holder not in slot set", b.offset);
+        break;
+      case HolderKind::kChannel: {
+        ++census_.ring_blocks;
+        const ChannelWord word = ChannelWord::unpack(
+            A::load_acquire(s_.channel(index_of(holder.id)).state));
+        const bool half = word.state == ChannelState::kClaimed ||
+                          word.state == ChannelState::kDestroying;
+        if (!half && !reached_.rings.contains(b.offset))
+          problem("ring %llu: its channel does not reach it", b.offset);
+        break;
+      }
+      case HolderKind::kEntry: {
+        ++census_.shared_blocks;
+        const EntryWord word = EntryWord::unpack(
+            A::load_acquire(s_.entry(index_of(holder.id)).state));
+        if (word.state != EntryState::kActive || word.value * kCacheLine != b.offset ||
+            word.generation != generation_of_id(holder.id))
+          problem("block %llu: its entry is another's", b.offset);
+        break;
+      }
+    }
+  }
+
+  bool may_hold(const BlockPlace& b, Token token) {
+    return (A::load_acquire(s_.page(b.head).slot_set) & slot_bit(token)) != 0;
+  }
+
+  void entries() {
+    const std::uint32_t high = A::load_acquire(s_.header().entries_high);
+    for (std::uint32_t i = 0; i < high && i < s_.constants().max_entries; ++i) {
+      const EntryWord word = EntryWord::unpack(A::load_acquire(s_.entry(i).state));
+      if (word.state != EntryState::kFree) ++census_.entries;
+      if (word.state != EntryState::kActive) continue;
+      BlockPlace p{};
+      Holder holder{};
+      if (!s_.place(word.value * kCacheLine, p) || !read_holder(s_, p, holder) ||
+          holder != by_entry(make_id(i, word.generation)))
+        problem("entry %llu: its block is not shared through it", i);
+    }
+  }
+
+  Segment& s_;
+  const bool exact_;
+  Census census_;
+  Reached reached_;
+  std::unordered_map<std::uint64_t, std::uint32_t> flights_;
+};
+
+}  // namespace
+
+Census take_census(Segment& s, bool exact) { return Walk(s, exact).run(); }
+
+}  // namespace ipcbuf

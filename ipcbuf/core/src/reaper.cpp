@@ -1,0 +1,234 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+#include "ipcbuf/reaper.hpp"
+
+#include <vector>
+
+#include "ipcbuf/block.hpp"
+#include "ipcbuf/channel.hpp"
+#include "ipcbuf/hold_list.hpp"
+#include "ipcbuf/platform.hpp"
+#include "ipcbuf/run_heap.hpp"
+#include "ipcbuf/slots.hpp"
+
+namespace ipcbuf {
+
+using A = Atomics;
+
+namespace {
+
+std::vector<std::uint32_t> runs_in(Segment& s, RunState state) {
+  // Sized before the lock is taken: nothing is allocated under an owner word.
+  std::vector<std::uint32_t> out(s.committed_pages());
+  out.resize(RunHeap(s).list(state, out.data(), static_cast<std::uint32_t>(out.size())));
+  return out;
+}
+
+/// Steps 1 and 2 for one channel.
+void reap_channel(Segment& s, std::uint32_t index, Token dead) {
+  ChannelRow& row = s.channel(index);
+  std::uint64_t word = A::load_acquire(row.state);
+  const ChannelWord state = ChannelWord::unpack(word);
+  if (state.state == ChannelState::kFree) return;
+  if (state.state != ChannelState::kActive) {
+    // Half made or half destroyed by the dead: go on with the destruction in our name.
+    if (state.token == dead &&
+        A::compare_exchange(
+            row.state, word,
+            ChannelWord{ChannelState::kDestroying, state.generation, s.token()}.pack()))
+      destroy_channel(s, index);
+    return;
+  }
+  for (const End end : {End::kSender, End::kReceiver}) {
+    EndRow& side = end == End::kSender ? row.sender : row.receiver;
+    if (side.lock.owner() == dead) recover_end_lock(s, index, end);
+    if (A::load_acquire(side.owner) == dead) {
+      auto open = static_cast<std::uint32_t>(EndState::kOpen);
+      if (A::compare_exchange(side.state, open, static_cast<std::uint32_t>(EndState::kDead)))  // C4
+        wake_channel(s, row);
+    }
+    HoldList& holds = end == End::kSender ? row.sender_holds : row.receiver_holds;
+    drop_hold(s, holds, HoldKind::kProcess, dead, true);
+    drop_hold(s, holds, HoldKind::kTransit, dead, true);
+  }
+  settle_channel(s, index);
+}
+
+/// Step 3.
+void reap_entries(Segment& s, Token dead) {
+  const std::uint32_t high = A::load_acquire(s.header().entries_high);
+  const std::uint32_t channels = A::load_acquire(s.header().channels_high);
+  std::vector<std::uint64_t> chained((s.constants().max_entries + 63) / 64);
+  for (std::uint32_t i = 0; i < channels; ++i) {
+    ChannelRow& row = s.channel(i);
+    if (ChannelWord::unpack(A::load_acquire(row.state)).state == ChannelState::kFree) continue;
+    mark_chain(s, row.sender_holds, chained.data());
+    mark_chain(s, row.receiver_holds, chained.data());
+  }
+  for (std::uint32_t i = 0; i < high; ++i) {
+    SharedEntry& entry = s.entry(i);
+    if (EntryWord::unpack(A::load_acquire(entry.state)).state != EntryState::kActive) continue;
+    drop_hold(s, entry.holds, HoldKind::kProcess, dead, true);
+    mark_chain(s, entry.holds, chained.data());
+    finish_entry(s, i);  // if nobody is left
+  }
+  for (std::uint32_t i = 0; i < high; ++i) {
+    SharedEntry& entry = s.entry(i);
+    std::uint64_t word = A::load_acquire(entry.state);
+    const EntryWord state = EntryWord::unpack(word);
+    if (state.state == EntryState::kClaimed && state.value == dead &&
+        (chained[i / 64] >> (i % 64) & 1) == 0)
+      A::compare_exchange(entry.state, word,
+                          EntryWord{EntryState::kFree, state.generation + 1, 0}.pack());
+  }
+}
+
+/// Step 4.
+void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs) {
+  struct Candidate {
+    std::uint64_t offset;
+    Holder holder;
+  };
+  std::vector<Candidate> candidates;
+  for (const std::uint32_t head : slabs) {
+    BlockPlace p{};
+    if (!s.place(s.page_offset(head), p)) continue;
+    const bool may_hold = (A::load_acquire(s.page(head).slot_set) & slot_bit(dead)) != 0;
+    if (!may_hold && Run::unpack(A::load_acquire(s.run(head))).token != dead) continue;
+    for (std::uint32_t i = 0; i < p.count; ++i) {
+      const std::uint64_t at = p.offset + i * p.size();
+      const Holder holder = Holder::unpack(A::load_acquire(s.block(at).holder));
+      const bool ring_of_dead = holder.kind == HolderKind::kChannel &&
+                                A::load_acquire(s.block(at).creator) == dead;
+      if (holder == by_process(dead) || ring_of_dead) candidates.push_back({at, holder});
+    }
+  }
+  if (candidates.empty()) return;
+  Reached reached;
+  const std::uint32_t high = A::load_acquire(s.header().channels_high);
+  for (std::uint32_t i = 0; i < high; ++i) reach(s, i, reached);
+  for (const Candidate& c : candidates) {
+    const auto& live = c.holder.kind == HolderKind::kChannel ? reached.rings : reached.blocks;
+    if (live.contains(c.offset)) continue;
+    // A compare-and-swap: a receiver may have claimed it since (D5).
+    (void)free_block(s, c.offset, c.holder);
+  }
+}
+
+}  // namespace
+
+void reach(Segment& s, std::uint32_t index, Reached& out) {
+  ChannelRow& row = s.channel(index);
+  const std::uint64_t state = A::load_acquire(row.state);
+  if (ChannelWord::unpack(state).state == ChannelState::kFree) return;
+  const std::uint32_t id = channel_id(index, row);
+  for (int tries = 0; tries < 100; ++tries) {
+    std::uint64_t at = A::load_acquire(row.receiver.ring);
+    bool whole = true;
+    for (std::uint32_t steps = 0; at != 0 && steps <= s.constants().max_pages; ++steps) {
+      Ring<> ring;
+      if (!open_ring(s, at, id, ring)) {
+        whole = false;  // its receiver moved on, or it is corrupted
+        break;
+      }
+      out.rings.insert(at);
+      RingWord read = RingWord::unpack(A::load_acquire(ring.header->read_word));
+      const RingWord write = RingWord::unpack(A::load_acquire(ring.header->write_word));
+      std::uint32_t index_at = read.index;
+      while (static_cast<std::int32_t>(write.items - read.items) > 0) {
+        RecordHeader header{};
+        std::uint32_t start = 0;
+        const bool parsed = parse_record(ring, index_at, header, start);
+        std::uint64_t offsets[kMaxBlocks];
+        const std::uint32_t n = parsed ? header.blocks : 0;
+        for (std::uint32_t b = 0; b < n; ++b)
+          offsets[b] = A::load_relaxed(ring.word_at(
+              start + kRecordHeader + b * static_cast<std::uint32_t>(sizeof(BlockRef))));
+        // Believe it only if its receiver has not come past it meanwhile.
+        const RingWord now = RingWord::unpack(A::load_acquire(ring.header->read_word));
+        if (static_cast<std::int32_t>(now.items - read.items) > 0) {
+          read = now;
+          index_at = now.index;
+          continue;
+        }
+        if (!parsed) {
+          whole = false;
+          break;
+        }
+        for (std::uint32_t b = 0; b < n; ++b) out.blocks.insert(offsets[b]);
+        index_at = start + header.size;
+        ++read.items;
+      }
+      at = A::load_acquire(ring.header->next);
+    }
+    if (whole || A::load_acquire(row.state) != state) return;
+  }
+  (void)s.poison(__LINE__);
+}
+
+void reap(Segment& s, Token dead) {
+  SlotRow& slot = s.slot(slot_of(dead));
+  const auto still_there = [&] {
+    const std::uint32_t word = A::load_acquire(slot.state);
+    return slot_state(word) != SlotState::kFree && slot_token(slot_of(dead), word) == dead;
+  };
+  if (!still_there() || s.is_poisoned()) return;
+  const bool held = slot.reaper.acquire(
+      s.token(), platform::kForever, [&](Token t) { return s.is_dead(t); }, [] {});
+  if (!held) return;
+  if (still_there()) {
+    if (s.header().heap_lock.owner() == dead) RunHeap(s).recover_lock();
+    const std::uint32_t channels = A::load_acquire(s.header().channels_high);
+    for (std::uint32_t i = 0; i < channels; ++i) reap_channel(s, i, dead);
+    reap_entries(s, dead);
+    const std::vector<std::uint32_t> slabs = runs_in(s, RunState::kSlab);
+    reap_blocks(s, dead, slabs);
+    for (const std::uint32_t head : slabs)
+      if (Run::unpack(A::load_acquire(s.run(head))).token == dead) orphan_slab(s, head);
+    for (const std::uint32_t head : runs_in(s, RunState::kReserved))
+      if (Run::unpack(A::load_acquire(s.run(head))).token == dead) (void)RunHeap(s).free(head);
+    A::fetch_add(s.header().reaps, 1);
+    A::fetch_add(s.header().death_epoch, 1);
+    std::uint32_t generation = (generation_of(dead) + 1) & kGenerationMask;
+    if (generation == 0) generation = 1;
+    A::store_release(slot.state, static_cast<std::uint32_t>(SlotState::kFree) |
+                                     generation << kSlotBits);  // S2, the commit
+  }
+  slot.reaper.release();
+}
+
+int reap_some(Segment& s, int slots) {
+  const std::uint32_t high = A::load_acquire(s.header().slots_high);
+  if (high == 0 || s.is_poisoned()) return 0;
+  int buried = 0;
+  for (int k = 0; k < slots && static_cast<std::uint32_t>(k) < high; ++k) {
+    const std::uint32_t i = A::fetch_add(s.header().reap_hint, 1) % high;
+    const std::uint32_t word = A::load_acquire(s.slot(i).state);
+    const Token token = slot_token(i, word);
+    if (slot_state(word) == SlotState::kFree || !s.is_dead(token)) continue;
+    reap(s, token);
+    ++buried;
+  }
+  return buried;
+}
+
+int reap_all(Segment& s) {
+  const std::uint32_t high = A::load_acquire(s.header().slots_high);
+  int buried = 0;
+  for (std::uint32_t i = 0; i < high && !s.is_poisoned(); ++i) {
+    const std::uint32_t word = A::load_acquire(s.slot(i).state);
+    const Token token = slot_token(i, word);
+    if (slot_state(word) == SlotState::kFree || !s.is_dead(token)) continue;
+    reap(s, token);
+    ++buried;
+  }
+  return buried;
+}
+
+void leave(Segment& s, Token token) { reap(s, token); }
+
+void steal_empty_slabs(Segment& s) {
+  for (const std::uint32_t head : runs_in(s, RunState::kSlab)) retire_slab(s, head);
+}
+
+}  // namespace ipcbuf

@@ -1,0 +1,378 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+#include "ipcbuf/segment.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <new>
+
+#include "ipcbuf/channel.hpp"
+#include "ipcbuf/fork.hpp"
+#include "ipcbuf/hold_list.hpp"
+#include "ipcbuf/platform.hpp"
+#include "ipcbuf/reaper.hpp"
+#include "ipcbuf/slots.hpp"
+
+namespace ipcbuf {
+
+using A = Atomics;
+
+namespace {
+
+constexpr std::uint64_t kDefaultWindow = 64ULL << 30;
+constexpr std::uint64_t kFirstReserve = 2U << 20;
+
+constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) noexcept {
+  return (n + to - 1) / to * to;
+}
+
+std::uint64_t mix(std::uint64_t x) noexcept {
+  x ^= x >> 32;
+  x *= 0x9E3779B97F4A7C15;
+  x ^= x >> 29;
+  x *= 0xBF58476D1CE4E5B9;
+  x ^= x >> 32;
+  return x;
+}
+
+std::uint64_t checksum_of(const Constants& h) noexcept {
+  const auto* words = reinterpret_cast<const std::uint64_t*>(&h);
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < offsetof(Constants, checksum) / 8; ++i) sum = mix(sum ^ words[i]) + i;
+  return sum;
+}
+
+/// Where each table lies, for a given largest size. The same on both sides by construction.
+void lay_out(Constants& h, std::uint64_t max_size) noexcept {
+  h.max_size = max_size;
+  h.max_pages = static_cast<std::uint32_t>(max_size >> kPageShift);
+  h.max_slots = kMaxSlots;
+  h.max_channels = std::clamp(h.max_pages, 256U, kMaxChannels);
+  h.max_entries = std::clamp(h.max_pages * 4, 1024U, kMaxEntries);
+  constexpr std::uint64_t kAlign = 4096;
+  std::uint64_t at = kAlign;
+  const auto region = [&at](std::uint64_t bytes) {
+    const std::uint64_t begin = at;
+    at = round_up(at + bytes, kAlign);
+    return begin;
+  };
+  h.slots = region(std::uint64_t{h.max_slots} * sizeof(SlotRow));
+  h.channels = region(std::uint64_t{h.max_channels} * sizeof(ChannelRow));
+  h.entries = region(std::uint64_t{h.max_entries} * sizeof(SharedEntry));
+  h.runs = region(std::uint64_t{h.max_pages} * 8);
+  h.pages = region(std::uint64_t{h.max_pages} * sizeof(PageInfo));
+  h.index = region(std::uint64_t{h.max_pages} * 4);
+  h.payload = round_up(at + kGuardGap, 2U << 20);
+  h.window = h.payload + max_size;
+}
+
+Status validate(const Constants& h, std::uint64_t file_size) noexcept {
+  if (h.magic != kMagic) return Status::kNotASegment;
+  if (h.version != kLayoutVersion) return Status::kVersion;
+  if (h.abi != kAbi) return Status::kAbiDiffers;
+  Constants expected = h;
+  if (h.checksum != checksum_of(h) || h.max_size < kMinSize || h.max_size > kMaxSize ||
+      h.max_size % kPageSize != 0)
+    return Status::kCorrupted;
+  lay_out(expected, h.max_size);
+  if (std::memcmp(&expected, &h, offsetof(Constants, checksum)) != 0) return Status::kCorrupted;
+  if (file_size < h.payload) return Status::kTruncated;
+  return Status::kOk;
+}
+
+std::uint64_t default_max_size() noexcept {
+  const platform::MemoryLimits limits = platform::memory_limits();
+  const std::uint64_t physical = limits.physical == 0 ? 1ULL << 30 : limits.physical;
+  const std::uint64_t half = std::min(physical, limits.cgroup_limit) / 2;
+  return std::clamp(half / kPageSize * kPageSize, kMinSize, kDefaultWindow);
+}
+
+}  // namespace
+
+std::uint64_t Segment::check_of(std::uint64_t offset, std::uint32_t units,
+                                std::uint32_t salt) const noexcept {
+  std::uint64_t seed = 0;
+  std::memcpy(&seed, constants_.uuid, sizeof seed);
+  return mix(offset ^ seed ^ (static_cast<std::uint64_t>(units) << 32 | salt) * 0xD6E8FEB86659FD93) &
+         kCheckMask;
+}
+
+bool Segment::place(std::uint64_t offset, BlockPlace& out) noexcept {
+  if (offset < constants_.payload || offset % kCacheLine != 0) return false;
+  const std::uint64_t wide = (offset - constants_.payload) >> kPageShift;
+  const std::uint32_t committed = committed_pages();
+  if (wide >= committed) return false;
+  const auto at = static_cast<std::uint32_t>(wide);
+  const std::uint32_t back = A::load_acquire(page(at).head_back);
+  if (back > at) return false;
+  const std::uint32_t head = at - back;
+  const Run whole = Run::unpack(A::load_acquire(run(head)));
+  if (whole.state != RunState::kSlab || back >= whole.length || whole.length > committed - head)
+    return false;
+  PageInfo& info = page(head);
+  const std::uint32_t units = A::load_acquire(info.block_units);
+  const std::uint32_t count = A::load_acquire(info.block_count);
+  const std::uint64_t bytes = static_cast<std::uint64_t>(whole.length) << kPageShift;
+  const std::uint64_t size = std::uint64_t{units} * kCacheLine;
+  if (units < 2 || count == 0 || count > 64 || size * count > bytes) return false;
+  const std::uint64_t inside = offset - page_offset(head);
+  const std::uint64_t index = inside / size;
+  if (index >= count || index * size != inside) return false;
+  out = {head, static_cast<std::uint32_t>(index), units, count, offset,
+         check_of(offset, units, A::load_acquire(info.salt))};
+  return true;
+}
+
+Status Segment::poison(std::uint32_t line) noexcept {
+  std::uint32_t expected = 0;
+  A::compare_exchange(header().poisoned, expected, line);
+  return Status::kCorrupted;
+}
+
+int Segment::reserve(std::uint64_t offset, std::uint64_t length) noexcept {
+  if (offset + length > constants_.window || offset + length < offset) return -EINVAL;
+  return platform::reserve(fd_, offset, length);
+}
+
+// ---- create, attach, leave ----
+
+Status Segment::map_window(Failure& why) {
+  int error = 0;
+  void* p = platform::map(fd_, constants_.window, error);
+  if (p == nullptr) {
+    why.sys_errno = -error;
+    why.reason = "mmap";
+    why.max_size = constants_.max_size;
+    return why.status = Status::kSystem;
+  }
+  base_ = static_cast<std::byte*>(p);
+  platform::protect_gap(base_ + constants_.payload - kGuardGap, kGuardGap);
+  asymmetric_ = ForkHandlers::barrier_registered();
+  namespace_ = platform::pid_namespace();
+  alive_page_ = ForkHandlers::alive_page();
+  views_.previous = views_.next = &views_;
+  static std::atomic<std::uint64_t> serials{1};
+  serial_ = serials.fetch_add(1, std::memory_order_relaxed);
+  return Status::kOk;
+}
+
+Status Segment::take_seat() {
+  Status status = claim_slot(*this, fd_, own_description_, token_);
+  if (status != Status::kOk) return status;
+  publish_seat(*this, token_, own_description_);
+  if (slot_of(token_) >= constants_.max_slots - kSpareSlots) reap_all(*this);
+  reap_some(*this, 4);
+  return status;
+}
+
+std::shared_ptr<Segment> Segment::create(std::uint64_t max_size, Failure& why) {
+  const auto refuse = [&why](int error, const char* call) {
+    why = {Status::kSystem, -error, call};
+    return nullptr;
+  };
+  if (max_size == 0) max_size = default_max_size();
+  if (max_size > kMaxSize) {
+    why = {Status::kTooLarge, 0, "max_size"};
+    why.requested = max_size;
+    why.max_size = kMaxSize;
+    return nullptr;
+  }
+  max_size = std::max(round_up(max_size, kPageSize), kMinSize);
+  std::shared_ptr<Segment> made(new Segment);
+  Segment& s = *made;
+  s.fd_ = platform::create_memfd();
+  if (s.fd_ < 0) return refuse(s.fd_, "memfd_create");
+  s.own_description_ = true;
+  for (;;) {
+    lay_out(s.constants_, max_size);
+    const Status status = s.map_window(why);
+    if (status == Status::kOk) break;
+    // A limit on address space: a smaller window is better than none.
+    if (max_size / 2 < kMinSize) return nullptr;
+    max_size = round_up(max_size / 2, kPageSize);
+  }
+  Constants& c = s.constants_;
+  c.magic = kMagic;
+  c.version = kLayoutVersion;
+  c.abi = kAbi;
+  platform::random_bytes(c.uuid, sizeof c.uuid);
+  c.checksum = checksum_of(c);
+  // Control tables that are used from the start, then the first pages; the file ends behind them.
+  int error = platform::reserve(s.fd_, 0, c.slots + std::uint64_t{c.max_slots} * sizeof(SlotRow));
+  if (error == 0) {
+    const auto pages =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(kFirstReserve, max_size) >> kPageShift);
+    error = platform::reserve(s.fd_, c.runs, pages * 8ULL);
+    if (error == 0) error = platform::reserve(s.fd_, c.pages, pages * sizeof(PageInfo));
+    if (error == 0) error = platform::reserve(s.fd_, c.index, pages * 4ULL);
+    if (error == 0)
+      error = platform::reserve(s.fd_, c.payload, static_cast<std::uint64_t>(pages) << kPageShift);
+    if (error == 0) {
+      std::memcpy(s.base_, &c, sizeof c);
+      A::store_relaxed(s.run(0), Run{RunState::kFree, pages, 0}.pack());
+      A::store_relaxed(s.page(pages - 1).head_back, pages - 1);
+      s.run_index()[0] = 0;
+      A::store_relaxed(s.header().index_size, 1);
+      A::store_relaxed(s.header().free_pages, pages);
+      A::store_release(s.header().committed_pages, pages);
+    }
+  }
+  if (error == 0) error = platform::seal(s.fd_);
+  if (error != 0) return refuse(error, "fallocate");
+  platform::FileId id{};
+  if (platform::file_id(s.fd_, id) != 0) return refuse(-EBADF, "fstat");
+  s.device_ = id.device;
+  s.inode_ = id.inode;
+  why.status = s.take_seat();
+  if (why.status != Status::kOk) return nullptr;
+  ForkHandlers::add(made);
+  return made;
+}
+
+std::shared_ptr<Segment> Segment::attach(int fd, Failure& why) {
+  platform::FileId id{};
+  if (const int error = platform::file_id(fd, id); error != 0) {
+    why = {error == -EINVAL ? Status::kNotASegment : Status::kSystem, -error, "fstat"};
+    return nullptr;
+  }
+  Constants h{};
+  const int got = platform::read_at(fd, &h, sizeof h, 0);
+  if (got < 0 || got < static_cast<int>(sizeof h)) {
+    why = {got < 0 ? Status::kSystem : Status::kNotASegment, got < 0 ? -got : 0, "pread"};
+    return nullptr;
+  }
+  why.status = validate(h, id.size);
+  if (why.status != Status::kOk) return nullptr;
+  const auto lock = ForkHandlers::attach_lock();
+  if (auto known = ForkHandlers::find(
+          [&](const Segment& s) { return s.device_ == id.device && s.inode_ == id.inode; }))
+    return known;
+  std::shared_ptr<Segment> made(new Segment);
+  Segment& s = *made;
+  s.constants_ = h;
+  s.device_ = id.device;
+  s.inode_ = id.inode;
+  // An own description, so that our life byte is ours alone. Without /proc: a plain duplicate.
+  s.fd_ = platform::reopen(fd);
+  s.own_description_ = s.fd_ >= 0;
+  if (s.fd_ < 0) s.fd_ = platform::duplicate(fd);
+  if (s.fd_ < 0) {
+    why = {Status::kSystem, -s.fd_, "dup"};
+    return nullptr;
+  }
+  if (s.map_window(why) != Status::kOk) return nullptr;
+  why.status = s.take_seat();
+  if (why.status != Status::kOk) return nullptr;
+  ForkHandlers::add(made);
+  return made;
+}
+
+std::shared_ptr<Segment> Segment::find(const std::uint8_t (&uuid)[16]) {
+  return ForkHandlers::find([&](const Segment& s) {
+    return std::memcmp(s.constants_.uuid, uuid, sizeof uuid) == 0;
+  });
+}
+
+Segment::~Segment() {
+  ForkHandlers::remove(*this);
+  if (base_ != nullptr) {
+    if (token_ != 0 && *alive_page_ != 0) leave(*this, token_);
+    platform::unmap(base_, constants_.window);
+  }
+  platform::close_fd(fd_);
+}
+
+void Segment::after_raw_fork() noexcept { ForkHandlers::raw_fork(); }
+
+// ---- life and death ----
+
+bool Segment::is_dead(Token token) noexcept {
+  if (token == 0) return false;
+  if (std::find(assumed_dead_.begin(), assumed_dead_.end(), token) != assumed_dead_.end())
+    return true;
+  if (token == token_) return false;
+  SlotRow& row = slot(slot_of(token));
+  const std::uint32_t word = A::load_acquire(row.state);  // L1 acquire, from publish_seat
+  const SlotState state = slot_state(word);
+  if (slot_token(slot_of(token), word) != token || state == SlotState::kFree) return true;
+  // A life byte held by another description proves life in every namespace. Our own description
+  // may hold bytes too (a child's, between fork handlers): those slots are alive anyway.
+  const int byte = platform::test_life_byte(fd_, slot_of(token));
+  if (state != SlotState::kAlive) return row.has_life_byte != 0 && byte == 0;
+  const bool byte_says_dead = row.has_life_byte != 0 && byte == 0;
+  if (row.pid_namespace == 0 || row.pid_namespace != namespace_) return byte_says_dead;
+
+  const int pidfd = platform::pidfd_open(row.pid);
+  if (pidfd == -ESRCH) return A::load_acquire(row.state) == word;
+  if (pidfd < 0) {  // no pidfd here: start time and life byte must both say dead
+    const std::uint64_t started = platform::start_time(row.pid);
+    return byte_says_dead && started != row.start_time;
+  }
+  platform::FdEvents events;
+  bool dead = platform::poll_fd(pidfd, 0, events) > 0;
+  if (!dead) {
+    const std::uint64_t inode = platform::pidfs_inode(pidfd);
+    if (inode != 0 && row.pidfs_inode != 0) {
+      dead = inode != row.pidfs_inode;
+    } else {
+      const std::uint64_t started = platform::start_time(row.pid);
+      dead = started != 0 && row.start_time != 0 && started != row.start_time;
+    }
+  }
+  platform::close_fd(pidfd);
+  // Alive, but it let go of its byte: it called execve, or somebody closed its descriptor.
+  if (!dead && byte_says_dead) dead = !platform::maps_inode(row.pid, inode_);
+  // The row may have changed hands while we looked; then the verdict is about nobody.
+  return dead && A::load_acquire(row.state) == word;
+}
+
+// ---- private registries ----
+
+void Segment::add_view(LiveView& view) {
+  const std::lock_guard lock(mutex_);
+  view.previous = &views_;
+  view.next = views_.next;
+  views_.next->previous = &view;
+  views_.next = &view;
+}
+
+void Segment::remove_view(LiveView& view) {
+  const std::lock_guard lock(mutex_);
+  if (view.next == nullptr) return;
+  view.previous->next = view.next;
+  view.next->previous = view.previous;
+  view.previous = view.next = nullptr;
+}
+
+std::size_t Segment::view_count() {
+  const std::lock_guard lock(mutex_);
+  std::size_t n = 0;
+  for (const LiveView* v = views_.next; v != &views_; v = v->next) ++n;
+  return n;
+}
+
+namespace {
+constexpr std::uint64_t endpoint_key(std::uint32_t channel_id, End end) noexcept {
+  return std::uint64_t{channel_id} * 2 + static_cast<std::uint64_t>(end);
+}
+}  // namespace
+
+Status Segment::add_endpoint(std::uint32_t channel_id, End end) {
+  const std::lock_guard lock(mutex_);
+  const Status status = add_hold(*this, hold_list(*this, channel_id, end),
+                                 Hold{HoldKind::kProcess, token(), 1});
+  if (status == Status::kOk) ++endpoints_[endpoint_key(channel_id, end)];
+  return status;
+}
+
+void Segment::remove_endpoint(std::uint32_t channel_id, End end) {
+  const std::lock_guard lock(mutex_);
+  const auto it = endpoints_.find(endpoint_key(channel_id, end));
+  if (it == endpoints_.end()) return;
+  if (--it->second == 0) endpoints_.erase(it);
+  drop_endpoint_hold(*this, channel_id, end, HoldKind::kProcess, token());
+}
+
+}  // namespace ipcbuf

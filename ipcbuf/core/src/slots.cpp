@@ -1,0 +1,67 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+#include "ipcbuf/slots.hpp"
+
+#include "ipcbuf/platform.hpp"
+#include "ipcbuf/reaper.hpp"
+
+namespace ipcbuf {
+
+using A = Atomics;
+
+namespace {
+
+bool try_claim(Segment& s, std::uint32_t i, int fd, bool life_bytes, Token& out) {
+  SlotRow& row = s.slot(i);
+  std::uint32_t word = A::load_acquire(row.state);
+  if (slot_state(word) != SlotState::kFree) return false;
+  if (life_bytes && platform::lock_life_byte(fd, i) != 0) return false;
+  std::uint32_t generation = word >> kSlotBits & kGenerationMask;
+  if (generation == 0) generation = 1;  // a token is never 0
+  const Token token = make_token(i, generation);
+  row.has_life_byte = life_bytes ? 1 : 0;
+  if (!A::compare_exchange(row.state, word, slot_word(token, SlotState::kClaiming))) {  // S1
+    if (life_bytes) platform::unlock_life_byte(fd, i);
+    return false;
+  }
+  out = token;
+  std::uint32_t high = A::load_relaxed(s.header().slots_high);
+  while (high <= i && !A::compare_exchange(s.header().slots_high, high, i + 1)) {
+  }
+  return true;
+}
+
+bool claim_any(Segment& s, int fd, bool life_bytes, Token& out) {
+  const std::uint32_t n = s.constants().max_slots - kSpareSlots;
+  // Lowest row first, so that scans over the rows in use stay short.
+  for (std::uint32_t i = 0; i < n; ++i)
+    if (try_claim(s, i, fd, life_bytes, out)) return true;
+  return false;
+}
+
+}  // namespace
+
+Status claim_slot(Segment& s, int fd, bool life_bytes, Token& out) {
+  if (claim_any(s, fd, life_bytes, out)) return Status::kOk;
+  if (s.token() != 0) {
+    reap_all(s);
+    if (claim_any(s, fd, life_bytes, out)) return Status::kOk;
+  }
+  for (std::uint32_t i = s.constants().max_slots - kSpareSlots; i < s.constants().max_slots; ++i)
+    if (try_claim(s, i, fd, life_bytes, out)) return Status::kOk;
+  return Status::kTooMany;
+}
+
+void publish_seat(Segment& s, Token token, bool life_bytes) {
+  SlotRow& row = s.slot(slot_of(token));
+  row.pid = platform::process_id();
+  row.pid_namespace = platform::pid_namespace();
+  row.start_time = platform::start_time(row.pid);
+  row.has_life_byte = life_bytes ? 1 : 0;
+  const int pidfd = platform::pidfd_open(row.pid);
+  row.pidfs_inode = pidfd < 0 ? 0 : platform::pidfs_inode(pidfd);
+  platform::close_fd(pidfd);
+  A::store_release(row.state, slot_word(token, SlotState::kAlive));  // L1 release, to is_dead
+}
+
+}  // namespace ipcbuf

@@ -1,0 +1,267 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+#include "ipcbuf/thread_heap.hpp"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <memory>
+
+#include "ipcbuf/block.hpp"
+#include "ipcbuf/fork.hpp"
+#include "ipcbuf/reaper.hpp"
+#include "ipcbuf/run_heap.hpp"
+
+namespace ipcbuf {
+
+using A = Atomics;
+
+namespace {
+
+constexpr std::array<std::uint32_t, 15> kSmall = {256,  384,  512,  768,   1024,  1536,  2048, 3072,
+                                                  4096, 6144, 8192, 12288, 16384, 24576, 32768};
+constexpr std::uint32_t kSmallSlab = 128U << 10;  // bytes, for blocks above 1 KiB
+constexpr std::size_t kLook = 32;                 // slabs looked at before a new one is made
+constexpr std::uint64_t kKeep = 64ULL << 20;      // bytes of slabs a thread keeps before it trims
+
+constexpr std::size_t small_class(std::uint64_t total) noexcept {
+  if (total <= kSmall[0]) return 0;
+  // Two classes per doubling: 2^k, and 1.5 * 2^k.
+  const auto log = static_cast<std::uint32_t>(std::bit_width(total - 1)) - 1;
+  const std::size_t below = (log - 8) * 2;  // 256 = class 0
+  return total <= 3ULL << (log - 1) ? below + 1 : below + 2;
+}
+static_assert(small_class(257) == 1 && small_class(385) == 2 && small_class(32768) == 14);
+
+}  // namespace
+
+ThreadHeap::ThreadHeap(Segment& segment) noexcept
+    : segment_(&segment),
+      serial_(segment.serial()),
+      token_(segment.token()),
+      trim_at_(std::min(kKeep, segment.constants().max_size / 8)) {
+  for (const std::uint32_t size : kSmall) {
+    SizeClass c;
+    c.units = size / kCacheLine;
+    c.count = std::min(64U, kSmallSlab / size);
+    c.pages = (c.count * size + kPageSize - 1) / kPageSize;
+    classes_.push_back(std::move(c));
+  }
+}
+
+ThreadHeap::SizeClass& ThreadHeap::size_class(std::uint64_t total) {
+  if (total <= kSmall.back()) return classes_[small_class(total)];
+  auto pages = static_cast<std::uint32_t>((total + kPageSize - 1) >> kPageShift);
+  // Four significant bits, so that messages of about one size share warm slabs.
+  const int width = std::bit_width(pages);
+  if (width > 4) {
+    const std::uint32_t step = 1U << (width - 4);
+    const std::uint32_t rounded = (pages + step - 1) / step * step;
+    if (rounded <= segment_->constants().max_pages) pages = rounded;
+  }
+  for (std::size_t i = kSmall.size(); i < classes_.size(); ++i)
+    if (classes_[i].pages == pages) return classes_[i];
+  SizeClass c;
+  c.pages = pages;
+  c.count = 1;
+  c.units = pages << (kPageShift - 6);
+  classes_.push_back(std::move(c));
+  return classes_.back();
+}
+
+bool ThreadHeap::is_ours(const Slab& slab) {
+  const Run run = Run::unpack(A::load_acquire(segment_->run(slab.head)));
+  return run.state == RunState::kSlab && run.token == token_ &&
+         A::load_acquire(segment_->page(slab.head).salt) == slab.salt;
+}
+
+bool ThreadHeap::take(SizeClass& c, Slab& slab, std::uint64_t length, std::uint64_t& offset) {
+  while (slab.free != 0) {
+    const auto i = static_cast<std::uint32_t>(std::countr_zero(slab.free));
+    slab.free &= slab.free - 1;
+    BlockPlace p{};
+    p.head = slab.head;
+    p.index = i;
+    p.units = c.units;
+    p.offset = segment_->page_offset(slab.head) + i * p.size();
+    p.check = segment_->check_of(p.offset, p.units, slab.salt);
+    BlockHeader& header = segment_->block(p.offset);
+    // B2: not ours any more if somebody took the whole slab while it was empty.
+    if (!change_holder(*segment_, p, kNobody, by_process(token_))) continue;  // K1 acquire
+    A::store_relaxed(header.length, length);  // relaxed: published with the message or holder
+    A::store_relaxed(header.state, 0);
+    A::store_relaxed(header.creator, 0);
+    offset = p.offset;
+    return true;
+  }
+  return false;
+}
+
+/// Adds what was freed elsewhere to the slab's free blocks: the hinted ones, or all.
+void ThreadHeap::collect(const SizeClass& c, Slab& slab, bool every_header) {
+  auto& returned = segment_->page(slab.head).returned;
+  std::uint64_t bits = A::load_relaxed(returned);  // relaxed: a hint, the header decides
+  if (bits != 0) bits = A::exchange(returned, 0);
+  if (every_header) bits = c.count == 64 ? ~0ULL : (1ULL << c.count) - 1;
+  for (; bits != 0; bits &= bits - 1) {
+    const auto i = static_cast<std::uint32_t>(std::countr_zero(bits));
+    if (i >= c.count) break;
+    const std::uint64_t at = segment_->page_offset(slab.head) + std::uint64_t{i} * c.units * kCacheLine;
+    const std::uint64_t word = A::load_acquire(segment_->block(at).holder);  // K1 acquire
+    if (word == segment_->check_of(at, c.units, slab.salt)) slab.free |= 1ULL << i;
+  }
+}
+
+/// Makes a slab with a free block the current one.
+bool ThreadHeap::find_returned(SizeClass& c) {
+  bool every = false;
+  if (c.slabs.size() >= c.full_scan_at) {
+    every = true;  // hints of freers that died in between are lost; doubling keeps this cheap
+    c.full_scan_at = c.slabs.size() * 2;
+  }
+  const std::size_t look = every ? c.slabs.size() : std::min(kLook, c.slabs.size());
+  for (std::size_t n = 0; n < look && !c.slabs.empty(); ++n) {
+    c.current = c.current < c.slabs.size() ? c.current : 0;
+    Slab& slab = c.slabs[c.current];
+    if (!is_ours(slab)) {
+      owned_ -= std::uint64_t{c.pages} << kPageShift;
+      slab = c.slabs.back();
+      c.slabs.pop_back();
+      continue;
+    }
+    collect(c, slab, every);
+    if (slab.free != 0) return true;
+    ++c.current;
+  }
+  return false;
+}
+
+Status ThreadHeap::relieve(std::uint32_t pages, std::uint32_t& first, Failure& why) {
+  // Cheapest first: our own empty slabs, the dead, then empty slabs of others.
+  RunHeap heap(*segment_);
+  trim();
+  if (heap.allocate(pages, first, why) == Status::kOk) return Status::kOk;
+  if (why.status != Status::kExhausted) return why.status;
+  reap_all(*segment_);
+  steal_empty_slabs(*segment_);
+  return heap.allocate(pages, first, why);
+}
+
+Status ThreadHeap::new_slab(SizeClass& c, Failure& why) {
+  if (owned_ + (std::uint64_t{c.pages} << kPageShift) > trim_at_) trim();
+  std::uint32_t first = 0;
+  Status status = RunHeap(*segment_).allocate(c.pages, first, why);
+  if (status == Status::kExhausted) status = relieve(c.pages, first, why);
+  if (status != Status::kOk) return status;
+  Segment& s = *segment_;
+  PageInfo& info = s.page(first);
+  const std::uint32_t salt = A::load_relaxed(info.salt) + 1;  // relaxed: the run is ours alone
+  A::store_relaxed(info.salt, salt);
+  A::store_relaxed(info.block_units, c.units);
+  A::store_relaxed(info.block_count, c.count);
+  A::store_relaxed(info.slot_set, slot_bit(token_));
+  A::store_relaxed(info.returned, 0);
+  for (std::uint32_t k = 0; k < c.pages; ++k) A::store_relaxed(s.page(first + k).head_back, k);
+  for (std::uint32_t i = 0; i < c.count; ++i) {
+    const std::uint64_t at = s.page_offset(first) + std::uint64_t{i} * c.units * kCacheLine;
+    A::store_relaxed(s.block(at).holder, s.check_of(at, c.units, salt));
+  }
+  // The commit: before it the pages are a reserved run, behind it a slab of ours.
+  A::store_release(s.run(first), Run{RunState::kSlab, c.pages, token_}.pack());
+  owned_ += std::uint64_t{c.pages} << kPageShift;
+  c.slabs.push_back({first, salt, c.count == 64 ? ~0ULL : (1ULL << c.count) - 1});
+  c.current = c.slabs.size() - 1;
+  return Status::kOk;
+}
+
+Status ThreadHeap::allocate(std::uint64_t length, std::uint64_t& offset, Failure& why) {
+  const Constants& c = segment_->constants();
+  if (length > c.max_size || length + sizeof(BlockHeader) > c.max_size) {
+    why = {Status::kTooLarge, 0, "max_size"};
+    why.requested = length;
+    why.max_size = c.max_size;
+    return why.status;
+  }
+  SizeClass& k = size_class(length + sizeof(BlockHeader));
+  for (;;) {
+    if (k.current < k.slabs.size() && take(k, k.slabs[k.current], length, offset))
+      return Status::kOk;
+    if (find_returned(k)) continue;
+    why = {};
+    if (const Status status = new_slab(k, why); status != Status::kOk) {
+      why.requested = length;
+      return status;
+    }
+  }
+}
+
+void ThreadHeap::trim() {
+  for (SizeClass& c : classes_) {
+    const std::uint64_t all = c.count == 64 ? ~0ULL : (1ULL << c.count) - 1;
+    for (std::size_t i = c.slabs.size(); i-- > 0;) {
+      Slab& slab = c.slabs[i];
+      bool gone = !is_ours(slab);
+      if (!gone) {
+        collect(c, slab, true);
+        gone = slab.free == all && retire_slab(*segment_, slab.head);
+      }
+      if (!gone) continue;
+      owned_ -= std::uint64_t{c.pages} << kPageShift;
+      slab = c.slabs.back();
+      c.slabs.pop_back();
+    }
+    c.current = 0;
+  }
+  // Twice what is in use, so that the cost of trimming is shared by many new slabs.
+  trim_at_ = std::max(std::min(kKeep, segment_->constants().max_size / 8), owned_ * 2);
+}
+
+void ThreadHeap::abandon() {
+  for (SizeClass& c : classes_) {
+    for (const Slab& slab : c.slabs)
+      if (is_ours(slab)) orphan_slab(*segment_, slab.head);
+    c.slabs.clear();
+  }
+  owned_ = 0;
+}
+
+// ---- one heap per thread and segment ----
+
+namespace {
+
+struct ThreadHeaps {
+  std::vector<std::unique_ptr<ThreadHeap>> heaps;
+
+  ThreadHeaps() = default;
+  ThreadHeaps(const ThreadHeaps&) = delete;
+  ThreadHeaps& operator=(const ThreadHeaps&) = delete;
+  ~ThreadHeaps() {
+    for (const auto& heap : heaps) {
+      const auto segment = ForkHandlers::find(
+          [&](const Segment& s) { return s.serial() == heap->serial(); });
+      if (segment && segment->token() == heap->token()) heap->abandon();
+    }
+  }
+};
+
+thread_local ThreadHeaps tls_heaps;
+thread_local ThreadHeap* tls_last = nullptr;
+
+}  // namespace
+
+ThreadHeap& ThreadHeap::of(Segment& segment) {
+  const Token token = segment.token();
+  if (tls_last != nullptr && tls_last->serial() == segment.serial() &&
+      tls_last->token() == token) [[likely]]
+    return *tls_last;
+  for (auto it = tls_heaps.heaps.begin(); it != tls_heaps.heaps.end(); ++it) {
+    if ((*it)->serial() != segment.serial()) continue;
+    if ((*it)->token() == token) return *(tls_last = it->get());
+    tls_heaps.heaps.erase(it);  // our parent's slabs; they stay the parent's
+    break;
+  }
+  tls_heaps.heaps.push_back(std::make_unique<ThreadHeap>(segment));
+  return *(tls_last = tls_heaps.heaps.back().get());
+}
+
+}  // namespace ipcbuf
