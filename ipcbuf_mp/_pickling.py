@@ -215,7 +215,12 @@ def _reduce_array(array: numpy.ndarray[Any, Any]) -> tuple[Any, ...]:
         else:
             array = array.copy()
     code = _dtype_codes().get(id(dtype), dtype)
-    return _rebuild_array, (array.shape, code, pickle.PickleBuffer(array), order)
+    try:
+        # Times have no letter in the buffer protocol; their bytes travel as integers.
+        buffer = pickle.PickleBuffer(array.view("i8") if dtype.kind in "mM" else array)
+    except (ValueError, BufferError):  # the same, within a structure
+        return array.__reduce__()  # type: ignore[no-any-return]
+    return _rebuild_array, (array.shape, code, buffer, order)
 
 
 def _rebuild_array(
