@@ -128,9 +128,10 @@ bool RunHeap::free_run_before(std::uint32_t page, std::uint32_t& head) noexcept 
   if (page == 0) return false;
   const std::uint32_t back = A::load_relaxed(s_.page(page - 1).head_back);
   if (back >= page) return false;
+  const Run run = Run::unpack(A::load_relaxed(s_.run(page - 1 - back)));
+  if (run.state != RunState::kFree || run.length != back + 1) return false;
   head = page - 1 - back;
-  const Run run = Run::unpack(A::load_relaxed(s_.run(head)));
-  return run.state == RunState::kFree && head + run.length == page;
+  return true;
 }
 
 Status RunHeap::allocate(std::uint32_t pages, std::uint32_t& first, Failure& why) noexcept {
