@@ -301,8 +301,6 @@ def make_pipe(first_kind: type[C], duplex: bool) -> tuple[C, Connection]:
     if duplex:
         answers = segment.channel(max_bytes=CAPACITY, shared=True, bell="socket")
     first, second = socket.socketpair()
-    first.setblocking(False)
-    second.setblocking(False)
     return (
         first_kind(first.detach(), answers[0], receiver),
         Connection(second.detach(), sender, answers[1]),
