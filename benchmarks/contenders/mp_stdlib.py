@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The standard library: what everything else is compared with."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+NAME = "multiprocessing"
+
+_context = multiprocessing.get_context("fork")
+
+
+def queue(maxsize: int = 0) -> Any:
+    return _context.Queue(maxsize)
+
+
+def pipe() -> Any:
+    return _context.Pipe()
+
+
+def executor(workers: int) -> Any:
+    return ProcessPoolExecutor(workers, mp_context=_context)
