@@ -196,10 +196,7 @@ class Connection(_stdlib.Connection):
     # -- the descriptor ---------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable while a message, or the end, is there.
-
-        The first call makes it so; until then no process touches it for a message.
-        """
+        """Return a descriptor that is readable while a message, or the end, is there."""
         receiver = self._receiver
         if receiver is not None:
             return receiver.fileno()
