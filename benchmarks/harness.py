@@ -111,7 +111,7 @@ class Peer:
         if message:
             self._process.join(max(1, deadline - time.monotonic()))
         hangs = self._process.exitcode is None
-        if hangs and self._leader:
+        if hangs and self._leader and self._process.pid is not None:
             os.killpg(self._process.pid, signal.SIGKILL)  # and whom it has started
         elif hangs:
             self._process.kill()
