@@ -902,44 +902,28 @@ class Executor(_StandardExecutor):
             with contextlib.suppress(ProcessLookupError):
                 getattr(process, how)()
 
-    # --- what other projects read, as they find it in the standard library's ---
+    def __getattr__(self, name: str) -> Any:
+        """Give what other projects read, as they find it in the standard library's executor."""
+        if name not in _READ_BY_OTHERS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        pool = self.__dict__["_pool"]
+        if self._is_shut_down and name in _GONE_AFTER_SHUTDOWN:
+            return None
+        return _READ_BY_OTHERS[name](pool)
 
-    @property
-    def _max_workers(self) -> int:
-        return self._pool.max_workers
 
-    @property
-    def _mp_context(self) -> BaseContext:
-        return self._pool.context
-
-    @property
-    def _processes(self) -> dict[int, BaseProcess] | None:
-        return self._pool.processes if not self._is_shut_down else None
-
-    @property
-    def _call_queue(self) -> _NoQueue | None:
-        return _NoQueue() if not self._is_shut_down else None
-
-    @property
-    def _pending_work_items(self) -> dict[int, Any]:
-        return self._pool.pending
-
-    @property
-    def _broken(self) -> str | bool:
-        return self._pool.broken or False
-
-    @property
-    def _shutdown_thread(self) -> bool:
-        return self._pool.closing
-
-    @property
-    def _shutdown_lock(self) -> threading.RLock:
-        return self._pool.lock
-
-    @property
-    def _executor_manager_thread(self) -> threading.Thread | None:
-        return self._pool.collector if not self._is_shut_down else None
-
+_READ_BY_OTHERS: dict[str, Callable[[_Pool], Any]] = {
+    "_broken": lambda pool: pool.broken or False,
+    "_call_queue": lambda pool: _NoQueue(),
+    "_executor_manager_thread": lambda pool: pool.collector,
+    "_max_workers": lambda pool: pool.max_workers,
+    "_mp_context": lambda pool: pool.context,
+    "_pending_work_items": lambda pool: pool.pending,
+    "_processes": lambda pool: pool.processes,
+    "_shutdown_lock": lambda pool: pool.lock,
+    "_shutdown_thread": lambda pool: pool.closing,
+}
+_GONE_AFTER_SHUTDOWN = {"_call_queue", "_executor_manager_thread", "_processes"}
 
 ProcessPoolExecutor = Executor
 
