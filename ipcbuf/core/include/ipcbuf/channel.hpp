@@ -107,6 +107,7 @@ class Endpoint {
   Endpoint& operator=(const Endpoint&) = delete;
 
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
+  [[nodiscard]] bool rings_socket() const noexcept { return bell_kind_ == BellKind::kSocket; }
   [[nodiscard]] bool is_shared() const noexcept { return shared_; }
   [[nodiscard]] std::uint32_t pending() noexcept;
   [[nodiscard]] std::uint64_t max_items() const noexcept { return row_.max_items; }

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Channels and records in shared memory, for processes that may be killed at any moment.
+
+    segment = ipcbuf.Segment()
+    sender, receiver = segment.channel()
+    record = segment.allocate(1 << 20)  # fill it through memoryview or numpy
+    sender.send(record)  # no byte is copied
+    view = receiver.recv_view()  # frees the memory with its last reference
+
+Layers, each using only the ones below: `ipcbuf_mp` (the drop-in classes), `ipcbuf` (thin
+Python), `ipcbuf._native` (the binding), the C++ core, its platform calls.
+"""
+
+from ._native import ObjectQueue, Record, Task, set_object_codec
+from .channel import Receiver, Sender
+from .errors import (
+    AbiMismatch,
+    BrokenChannel,
+    BusyError,
+    ChannelEmpty,
+    ChannelFull,
+    ClosedError,
+    EndOfChannel,
+    HeapExhausted,
+    IpcbufError,
+    NotASegment,
+    PeerDied,
+    PeerError,
+    RecordTooLarge,
+    SegmentCorrupted,
+    SegmentError,
+    SegmentExists,
+    SegmentLost,
+    SegmentNotFound,
+    SegmentPermission,
+    SegmentTruncated,
+    TooManyProcesses,
+    VersionMismatch,
+    WorkerLost,
+)
+from .segment import Segment, default_segment, find_segment
+
+__all__ = [
+    "AbiMismatch",
+    "BrokenChannel",
+    "BusyError",
+    "ChannelEmpty",
+    "ChannelFull",
+    "ClosedError",
+    "EndOfChannel",
+    "HeapExhausted",
+    "IpcbufError",
+    "NotASegment",
+    "ObjectQueue",
+    "PeerDied",
+    "PeerError",
+    "Receiver",
+    "Record",
+    "RecordTooLarge",
+    "Segment",
+    "SegmentCorrupted",
+    "SegmentError",
+    "SegmentExists",
+    "SegmentLost",
+    "SegmentNotFound",
+    "SegmentPermission",
+    "SegmentTruncated",
+    "Sender",
+    "Task",
+    "TooManyProcesses",
+    "VersionMismatch",
+    "WorkerLost",
+    "default_segment",
+    "find_segment",
+    "set_object_codec",
+]

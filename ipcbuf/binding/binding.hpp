@@ -1,0 +1,216 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// binding.hpp - what the files of the binding share. The binding translates: arguments in,
+// results and exceptions out, the GIL released around whatever may wait. It decides nothing
+// about shared memory.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "ipcbuf/channel.hpp"
+#include "ipcbuf/segment.hpp"
+
+namespace nb = nanobind;
+
+namespace ipcbuf::binding {
+
+// ---- one class per file ----
+void bind_segment(nb::module_& m);
+void bind_record(nb::module_& m);
+void bind_sender(nb::module_& m);
+void bind_receiver(nb::module_& m);
+void bind_task(nb::module_& m);
+void bind_object_queue(nb::module_& m);
+void bind_codec(nb::module_& m);
+
+struct PySegment {
+  std::shared_ptr<Segment> core;
+};
+
+/// A block that Python has: freed with the last reference, pinned by live buffers.
+class PyRecord {
+ public:
+  /// Takes over a block that this process holds.
+  PyRecord(nb::object segment, std::uint64_t block, std::uint64_t length);
+  PyRecord(const PyRecord&) = delete;
+  PyRecord& operator=(const PyRecord&) = delete;
+  ~PyRecord() { free(); }
+
+  [[nodiscard]] Segment& core() const { return *core_; }
+  [[nodiscard]] nb::object segment() const { return segment_; }
+  [[nodiscard]] bool is_released() const noexcept { return view_.block == 0; }
+  [[nodiscard]] std::uint64_t block() const noexcept { return view_.block; }
+  [[nodiscard]] std::uint64_t length() const noexcept { return length_; }
+  [[nodiscard]] std::byte* data() const noexcept { return core_->payload(view_.block); }
+  /// Raises BufferError while views exist, ValueError once released.
+  void require_no_views() const;
+  void release();
+  /// The block leaves this object; its new keeper frees it.
+  std::uint64_t take();
+  /// Undoes `take`, if the block was not handed over after all.
+  void put_back(std::uint64_t block);
+  /// True if the block is this process's alone, so that it can be handed on without a copy.
+  [[nodiscard]] bool is_movable() const;
+
+  Py_ssize_t exports = 0;
+
+ private:
+  void free() noexcept;
+
+  nb::object segment_;
+  std::shared_ptr<Segment> core_;
+  LiveView view_;
+  std::uint64_t length_;
+};
+
+struct PySender {
+  nb::object segment;
+  std::shared_ptr<Segment> core;
+  SenderEnd end;
+  PySender(nb::object s, std::shared_ptr<Segment> c, std::uint32_t id)
+      : segment(std::move(s)), core(std::move(c)), end(*core, id) {}
+  ~PySender() { end.close(); }
+};
+
+struct PyReceiver {
+  nb::object segment;
+  std::shared_ptr<Segment> core;
+  ReceiverEnd end;
+  PyReceiver(nb::object s, std::shared_ptr<Segment> c, std::uint32_t id)
+      : segment(std::move(s)), core(std::move(c)), end(*core, id) {}
+  ~PyReceiver() { end.close(); }
+};
+
+class PyTask {
+ public:
+  PyTask(const nb::object& segment, Incoming& message, std::uint64_t id);
+  [[nodiscard]] nb::object load() const;
+  void release() { records_.clear(); }
+
+  const std::uint64_t task_id;
+
+ private:
+  RecordKind kind_;
+  std::uint8_t tag_;
+  std::vector<nb::object> records_;  // payload, then the buffers beside it
+};
+
+// ---- errors.cpp: the one table from Status to exception ----
+enum class Flavour {
+  kNative,  // the exceptions of ipcbuf.errors
+  kQueue,   // queue.Empty and queue.Full themselves
+};
+[[noreturn]] void raise_status(Status status, const Failure& why = {},
+                               Flavour flavour = Flavour::kNative);
+inline void check(Status status, const Failure& why = {}) {
+  if (status != Status::kOk) raise_status(status, why);
+}
+/// Raises TooManyProcesses if a fork left this process without a slot and none is free.
+void require_seat(Segment& segment);
+
+// ---- waiting.cpp ----
+/// Releases the GIL for its lifetime. Behind the end of the interpreter the thread stays in the
+/// destructor for ever: a daemon thread must not unwind through C++ frames.
+class WithoutGil {
+ public:
+  WithoutGil() noexcept : state_(PyEval_SaveThread()) {}
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+  ~WithoutGil();
+
+ private:
+  PyThreadState* state_;
+};
+[[nodiscard]] bool is_main_thread() noexcept;
+
+/// None waits for ever, numbers are seconds from now; what is below zero does not wait.
+[[nodiscard]] std::int64_t until_of(nb::handle timeout);
+[[nodiscard]] std::int64_t until_of(bool block, nb::handle timeout);
+
+/// Calls `step()` without the GIL until it answers something but kSlice; runs Python's signal
+/// handlers in between, whose exception ends the wait.
+template <class Step>
+Status wait_for(Endpoint& end, Step&& step) {
+  struct Finish {
+    Endpoint& e;
+    ~Finish() { e.finish_wait(); }
+  } const finish{end};
+  const bool runs_signals = is_main_thread();
+  for (;;) {
+    Status status = Status::kSlice;
+    {
+      const WithoutGil released;
+      do {
+        status = step();
+      } while (status == Status::kSlice && !runs_signals);
+    }
+    if (status != Status::kSlice) return status;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+/// Sends or raises. The blocks of the message are the channel's, or freed.
+void send(PySender& sender, Outgoing& message, std::int64_t until,
+          Flavour flavour = Flavour::kNative);
+/// Receives or raises.
+void receive(PyReceiver& receiver, Incoming& message, std::int64_t until,
+             Flavour flavour = Flavour::kNative);
+
+// ---- codec.cpp: objects to messages and back ----
+/// Blocks on their way into a message: freed again if it is never sent.
+class Blocks {
+ public:
+  explicit Blocks(Segment& segment) noexcept : s_(segment) {}
+  Blocks(const Blocks&) = delete;
+  Blocks& operator=(const Blocks&) = delete;
+  ~Blocks();
+  /// A new block with a copy of the bytes, as the next block of `message`.
+  std::uint64_t add(Outgoing& message, const void* bytes, std::size_t length);
+  void sent() noexcept { count_ = 0; }
+
+ private:
+  Segment& s_;
+  std::uint32_t count_ = 0;
+  std::uint64_t offsets_[kMaxBlocks];
+};
+
+/// The bytes of an encoded object; `keep` holds what they lie in.
+struct Encoded {
+  RecordKind kind = RecordKind::kNative;
+  std::uint8_t tag = 0;  // of a large bytes or str, whose bytes go alone into a block
+  const void* payload = nullptr;
+  std::size_t size = 0;
+  nb::object keep;
+  Py_buffer view{};
+  std::vector<Py_buffer> buffers;
+  std::byte small[kMaxInline];
+
+  Encoded() = default;
+  Encoded(const Encoded&) = delete;
+  Encoded& operator=(const Encoded&) = delete;
+  ~Encoded();
+};
+void encode(PyObject* object, Encoded& out);
+void send_object(PySender& sender, PyObject* object, std::int64_t until,
+                 Flavour flavour = Flavour::kNative);
+/// The object of a message that was received; its blocks are taken over.
+nb::object decode(const nb::object& segment, Segment& core, Incoming& message);
+/// As `decode`; a raw message is unpickled.
+nb::object decode_any(const nb::object& segment, Segment& core, Incoming& message);
+nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload, const void* bytes,
+                          std::size_t size, nb::handle buffers);
+/// As bytes: of a raw message its own, of an object its pickle.
+nb::object as_bytes(const nb::object& segment, Segment& core, Incoming& message);
+/// Frees the blocks of a message nobody wants.
+void drop_message(Segment& core, Incoming& message) noexcept;
+
+std::uint64_t allocate(Segment& core, std::uint64_t length);
+void copy_bytes(void* to, const void* from, std::size_t n);
+
+}  // namespace ipcbuf::binding

@@ -1,0 +1,472 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// codec.cpp - objects to messages and back.
+//
+// Overview
+//   Exact None, bool, int (64 bits), float, bytes, str and small tuples, lists and dicts of
+//   these have a tagged encoding of their own: a tag byte, then the value. Everything else
+//   goes through the codec that `set_object_codec` named (pickle where none did).
+//
+// Identity inside one message is kept as pickle keeps it: a container, str or bytes object
+// that occurs twice, or within itself, sends the whole message through pickle.
+#include <cstring>
+
+#include "binding.hpp"
+#include "ipcbuf/block.hpp"
+#include "ipcbuf/thread_heap.hpp"
+
+namespace ipcbuf::binding {
+
+namespace {
+
+// Kept for the life of the process, also while modules are torn down.
+PyObject* codec_dumps = nullptr;
+PyObject* codec_loads = nullptr;
+PyObject* codec_dump_bytes = nullptr;
+
+constexpr int kDepth = 16;
+constexpr std::size_t kReleaseGil = 64U << 10;  // bytes: a copy that is worth it
+
+enum Tag : std::uint8_t {
+  kNone = 'N',
+  kTrue = 'T',
+  kFalse = 'F',
+  kInt = 'i',
+  kFloat = 'f',
+  kBytes = 'b',
+  kStr = 's',
+  kTuple = '(',
+  kList = '[',
+  kDict = '{',
+};
+
+/// Writes the tagged encoding into a fixed buffer; false: not for us, pickle it.
+class Encoder {
+ public:
+  explicit Encoder(std::byte* out) noexcept : begin_(out), at_(out), end_(out + kMaxInline) {}
+
+  [[nodiscard]] bool put(PyObject* o, int depth = 0) noexcept {
+    PyTypeObject* const type = Py_TYPE(o);
+    if (type == &PyLong_Type) {
+      int overflow = 0;
+      const long long v = PyLong_AsLongLongAndOverflow(o, &overflow);
+      return overflow == 0 && value(kInt, &v, sizeof v);
+    }
+    if (type == &PyUnicode_Type) return text(o);
+    if (type == &PyFloat_Type) {
+      const double v = PyFloat_AS_DOUBLE(o);
+      return value(kFloat, &v, sizeof v);
+    }
+    if (o == Py_None) return value(kNone, nullptr, 0);
+    if (o == Py_True) return value(kTrue, nullptr, 0);
+    if (o == Py_False) return value(kFalse, nullptr, 0);
+    if (type == &PyBytes_Type) {
+      const Py_ssize_t n = PyBytes_GET_SIZE(o);
+      return (n < 2 || is_new(o)) && sized(kBytes, PyBytes_AS_STRING(o), n);
+    }
+    if (depth == kDepth) return false;
+    if (type == &PyTuple_Type) {
+      const Py_ssize_t n = PyTuple_GET_SIZE(o);
+      if ((n != 0 && !is_new(o)) || !count(kTuple, n)) return false;
+      for (Py_ssize_t i = 0; i < n; ++i)
+        if (!put(PyTuple_GET_ITEM(o, i), depth + 1)) return false;
+      return true;
+    }
+    if (type == &PyList_Type) {
+      const Py_ssize_t n = PyList_GET_SIZE(o);
+      if (!is_new(o) || !count(kList, n)) return false;
+      for (Py_ssize_t i = 0; i < n && i < PyList_GET_SIZE(o); ++i)
+        if (!put(PyList_GET_ITEM(o, i), depth + 1)) return false;
+      return PyList_GET_SIZE(o) == n;
+    }
+    if (type == &PyDict_Type) {
+      const Py_ssize_t n = PyDict_GET_SIZE(o);
+      if (!is_new(o) || !count(kDict, n)) return false;
+      PyObject* key = nullptr;
+      PyObject* item = nullptr;
+      Py_ssize_t seen = 0;
+      for (Py_ssize_t i = 0; PyDict_Next(o, &i, &key, &item) != 0; ++seen)
+        if (!put(key, depth + 1) || !put(item, depth + 1)) return false;
+      return seen == n;
+    }
+    return false;
+  }
+  [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(at_ - begin_); }
+
+ private:
+  [[nodiscard]] bool value(Tag tag, const void* bytes, std::size_t n) noexcept {
+    if (static_cast<std::size_t>(end_ - at_) < n + 1) return false;
+    *at_++ = static_cast<std::byte>(tag);
+    if (n != 0) std::memcpy(at_, bytes, n);
+    at_ += n;
+    return true;
+  }
+  [[nodiscard]] bool count(Tag tag, Py_ssize_t n) noexcept {
+    const auto small = static_cast<std::uint32_t>(n);
+    return n <= static_cast<Py_ssize_t>(kMaxInline) && value(tag, &small, sizeof small);
+  }
+  [[nodiscard]] bool sized(Tag tag, const char* bytes, Py_ssize_t n) noexcept {
+    if (n < 0 || n > end_ - at_ || !count(tag, n)) return false;
+    if (n > end_ - at_) return false;
+    std::memcpy(at_, bytes, static_cast<std::size_t>(n));
+    at_ += n;
+    return true;
+  }
+  [[nodiscard]] bool text(PyObject* o) noexcept {
+    Py_ssize_t n = 0;
+    const char* utf8 = nullptr;
+    if (PyUnicode_IS_COMPACT_ASCII(o)) {
+      n = PyUnicode_GET_LENGTH(o);
+      utf8 = static_cast<const char*>(PyUnicode_DATA(o));
+    } else {
+      utf8 = PyUnicode_AsUTF8AndSize(o, &n);
+      if (utf8 == nullptr) {  // lone surrogates
+        PyErr_Clear();
+        return false;
+      }
+    }
+    return (n < 2 || is_new(o)) && sized(kStr, utf8, n);
+  }
+  /// False if the object occurred before in this message, or there are too many to remember.
+  [[nodiscard]] bool is_new(PyObject* o) noexcept {
+    for (int i = 0; i < known_; ++i)
+      if (objects_[i] == o) return false;
+    if (known_ == kKnown) return false;
+    objects_[known_++] = o;
+    return true;
+  }
+
+  static constexpr int kKnown = 48;
+  std::byte* begin_;
+  std::byte* at_;
+  std::byte* end_;
+  int known_ = 0;
+  PyObject* objects_[kKnown];
+};
+
+/// Reads the tagged encoding; nullptr with an exception if it is none.
+class Decoder {
+ public:
+  Decoder(const void* bytes, std::size_t n) noexcept
+      : at_(static_cast<const char*>(bytes)), end_(at_ + n) {}
+
+  PyObject* get(int depth = 0) noexcept {
+    if (at_ == end_ || depth > kDepth) return malformed();
+    switch (*at_++) {
+      case kNone:
+        return Py_NewRef(Py_None);
+      case kTrue:
+        return Py_NewRef(Py_True);
+      case kFalse:
+        return Py_NewRef(Py_False);
+      case kInt: {
+        long long v = 0;
+        return take(&v, sizeof v) ? PyLong_FromLongLong(v) : malformed();
+      }
+      case kFloat: {
+        double v = 0;
+        return take(&v, sizeof v) ? PyFloat_FromDouble(v) : malformed();
+      }
+      case kBytes: {
+        const Py_ssize_t n = length(1);
+        if (n < 0) return malformed();
+        at_ += n;
+        return PyBytes_FromStringAndSize(at_ - n, n);
+      }
+      case kStr: {
+        const Py_ssize_t n = length(1);
+        if (n < 0) return malformed();
+        at_ += n;
+        return PyUnicode_DecodeUTF8(at_ - n, n, nullptr);
+      }
+      case kTuple: {
+        const Py_ssize_t n = length(1);
+        if (n < 0) return malformed();
+        PyObject* tuple = PyTuple_New(n);
+        for (Py_ssize_t i = 0; tuple != nullptr && i < n; ++i) {
+          PyObject* item = get(depth + 1);
+          if (item == nullptr) return Py_DECREF(tuple), nullptr;
+          PyTuple_SET_ITEM(tuple, i, item);
+        }
+        return tuple;
+      }
+      case kList: {
+        const Py_ssize_t n = length(1);
+        if (n < 0) return malformed();
+        PyObject* list = PyList_New(n);
+        for (Py_ssize_t i = 0; list != nullptr && i < n; ++i) {
+          PyObject* item = get(depth + 1);
+          if (item == nullptr) return Py_DECREF(list), nullptr;
+          PyList_SET_ITEM(list, i, item);
+        }
+        return list;
+      }
+      case kDict: {
+        const Py_ssize_t n = length(2);
+        if (n < 0) return malformed();
+        PyObject* dict = PyDict_New();
+        for (Py_ssize_t i = 0; dict != nullptr && i < n; ++i) {
+          PyObject* key = get(depth + 1);
+          PyObject* item = key == nullptr ? nullptr : get(depth + 1);
+          const int failed = item == nullptr ? -1 : PyDict_SetItem(dict, key, item);
+          Py_XDECREF(key);
+          Py_XDECREF(item);
+          if (failed != 0) return Py_DECREF(dict), nullptr;
+        }
+        return dict;
+      }
+      default:
+        return malformed();
+    }
+  }
+
+ private:
+  [[nodiscard]] bool take(void* out, std::size_t n) noexcept {
+    if (static_cast<std::size_t>(end_ - at_) < n) return false;
+    std::memcpy(out, at_, n);
+    at_ += n;
+    return true;
+  }
+  /// A count of things of at least `each` bytes; negative if the message is too short for them.
+  [[nodiscard]] Py_ssize_t length(std::size_t each) noexcept {
+    std::uint32_t n = 0;
+    if (!take(&n, sizeof n) || n * each > static_cast<std::size_t>(end_ - at_)) return -1;
+    return static_cast<Py_ssize_t>(n);
+  }
+  PyObject* malformed() noexcept {
+    if (PyErr_Occurred() == nullptr)
+      PyErr_SetString(PyExc_ValueError, "a message does not decode: its bytes are damaged");
+    return nullptr;
+  }
+
+  const char* at_;
+  const char* end_;
+};
+
+nb::object hook(PyObject* given, const char* fallback) {
+  if (given != nullptr) return nb::borrow(given);
+  return nb::module_::import_("pickle").attr(fallback);
+}
+
+nb::object stolen(PyObject* o) {
+  if (o == nullptr) throw nb::python_error();
+  return nb::steal(o);
+}
+
+}  // namespace
+
+void copy_bytes(void* to, const void* from, std::size_t n) {
+  if (n < kReleaseGil) {
+    std::memcpy(to, from, n);
+    return;
+  }
+  const WithoutGil released;
+  std::memcpy(to, from, n);
+}
+
+std::uint64_t allocate(Segment& core, std::uint64_t length) {
+  require_seat(core);
+  Failure why;
+  std::uint64_t offset = 0;
+  const Status status = ThreadHeap::of(core).allocate(length, offset, why);
+  if (status != Status::kOk) raise_status(status, why);
+  return offset;
+}
+
+Blocks::~Blocks() {
+  for (std::uint32_t i = 0; i < count_; ++i) (void)free_block(s_, offsets_[i]);
+}
+
+std::uint64_t Blocks::add(Outgoing& message, const void* bytes, std::size_t length) {
+  const std::uint64_t offset = allocate(s_, length);
+  offsets_[count_++] = offset;
+  message.blocks[message.block_count++] = {offset, length};
+  copy_bytes(s_.payload(offset), bytes, length);
+  return offset;
+}
+
+Encoded::~Encoded() {
+  for (Py_buffer& b : buffers) PyBuffer_Release(&b);
+  if (view.obj != nullptr) PyBuffer_Release(&view);
+}
+
+void encode(PyObject* object, Encoded& out) {
+  Encoder encoder(out.small);
+  if (encoder.put(object)) {
+    out.payload = out.small;
+    out.size = encoder.size();
+    return;
+  }
+  if (PyBytes_CheckExact(object)) {
+    out.tag = kBytes;
+    out.payload = PyBytes_AS_STRING(object);
+    out.size = static_cast<std::size_t>(PyBytes_GET_SIZE(object));
+    out.keep = nb::borrow(object);
+    return;
+  }
+  if (PyUnicode_CheckExact(object)) {
+    Py_ssize_t n = 0;
+    const char* utf8 = PyUnicode_AsUTF8AndSize(object, &n);
+    if (utf8 != nullptr) {
+      out.tag = kStr;
+      out.payload = utf8;
+      out.size = static_cast<std::size_t>(n);
+      out.keep = nb::borrow(object);
+      return;
+    }
+    PyErr_Clear();
+  }
+  out.kind = RecordKind::kPickle;
+  nb::object payload;
+  nb::object buffers = nb::none();
+  if (codec_dumps != nullptr) {
+    const nb::object both = nb::borrow(codec_dumps)(nb::handle(object));
+    payload = both[0];
+    buffers = both[1];
+  } else {
+    payload = nb::module_::import_("pickle").attr("dumps")(nb::handle(object), 5);
+  }
+  if (PyObject_GetBuffer(payload.ptr(), &out.view, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  out.payload = out.view.buf;
+  out.size = static_cast<std::size_t>(out.view.len);
+  if (buffers.is_none()) return;
+  for (const nb::handle buffer : buffers) {
+    Py_buffer b{};
+    if (PyObject_GetBuffer(buffer.ptr(), &b, PyBUF_CONTIG_RO) != 0) throw nb::python_error();
+    out.buffers.push_back(b);
+  }
+  if (out.buffers.size() > kMaxBlocks - 1)
+    throw nb::value_error("the codec gave more buffers than fit into one message");
+}
+
+void send_object(PySender& sender, PyObject* object, std::int64_t until, Flavour flavour) {
+  Encoded e;
+  encode(object, e);
+  Outgoing m;
+  Blocks blocks(*sender.core);
+  m.kind = e.kind;
+  if (e.tag != 0 || e.size > kMaxInline) {
+    blocks.add(m, e.payload, e.size);
+    m.payload_in_block = true;
+    m.payload = &e.tag;
+    m.payload_size = e.tag != 0 ? 1 : 0;
+  } else {
+    m.payload = e.payload;
+    m.payload_size = static_cast<std::uint32_t>(e.size);
+  }
+  for (const Py_buffer& b : e.buffers) blocks.add(m, b.buf, static_cast<std::size_t>(b.len));
+  send(sender, m, until, flavour);
+  blocks.sent();
+}
+
+void drop_message(Segment& core, Incoming& m) noexcept {
+  for (std::uint32_t i = 0; i < m.block_count; ++i) (void)free_block(core, m.blocks[i].offset);
+  m.block_count = 0;
+}
+
+nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload, const void* bytes,
+                          std::size_t size, nb::handle buffers) {
+  if (kind == RecordKind::kNative) {
+    const auto* text = static_cast<const char*>(bytes);
+    if (tag == kBytes) {
+      nb::object whole = stolen(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+      copy_bytes(PyBytes_AS_STRING(whole.ptr()), bytes, size);
+      return whole;
+    }
+    if (tag == kStr)
+      return stolen(PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(size), nullptr));
+    return stolen(Decoder(bytes, size).get());
+  }
+  nb::object whole = payload.is_valid()
+                         ? nb::borrow(payload)
+                         : stolen(PyBytes_FromStringAndSize(static_cast<const char*>(bytes),
+                                                            static_cast<Py_ssize_t>(size)));
+  if (codec_loads != nullptr) return nb::borrow(codec_loads)(whole, buffers);
+  return hook(nullptr, "loads")(whole);
+}
+
+nb::object decode(const nb::object& segment, Segment& core, Incoming& m) {
+  if (m.block_count == 0) [[likely]] {
+    if (m.kind == RecordKind::kNative)
+      return stolen(Decoder(m.payload, m.payload_size).get());
+    return decode_payload(RecordKind::kPickle, 0, nb::handle(), m.payload, m.payload_size,
+                          nb::make_tuple());
+  }
+  if (m.payload_in_block && m.kind == RecordKind::kNative && m.block_count == 1) {
+    struct Free {  // also if there is no memory for the object
+      Segment& s;
+      Incoming& m;
+      ~Free() { drop_message(s, m); }
+    } const free{core, m};
+    return decode_payload(m.kind, static_cast<std::uint8_t>(m.payload[0]), nb::handle(),
+                          core.payload(m.blocks[0].offset), m.blocks[0].length, nb::handle());
+  }
+  std::vector<nb::object> records;
+  records.reserve(m.block_count);
+  std::uint32_t wrapped = 0;
+  try {
+    for (; wrapped < m.block_count; ++wrapped)
+      records.push_back(
+          nb::cast(new PyRecord(segment, m.blocks[wrapped].offset, m.blocks[wrapped].length),
+                   nb::rv_policy::take_ownership));
+  } catch (...) {
+    for (; wrapped < m.block_count; ++wrapped) (void)free_block(core, m.blocks[wrapped].offset);
+    throw;
+  }
+  const std::size_t first = m.payload_in_block ? 1 : 0;
+  nb::object buffers = stolen(PyTuple_New(static_cast<Py_ssize_t>(records.size() - first)));
+  for (std::size_t i = first; i < records.size(); ++i)
+    PyTuple_SET_ITEM(buffers.ptr(), static_cast<Py_ssize_t>(i - first),
+                     records[i].release().ptr());
+  return decode_payload(RecordKind::kPickle, 0, m.payload_in_block ? records[0] : nb::handle(),
+                        m.payload, m.payload_size, buffers);
+}
+
+nb::object as_bytes(const nb::object& segment, Segment& core, Incoming& m) {
+  if (m.kind != RecordKind::kRaw) {
+    // A pickle without buffers beside it is sent as it is; everything else is pickled again.
+    if (m.kind == RecordKind::kPickle && m.block_count == 0)
+      return stolen(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(m.payload),
+                                              static_cast<Py_ssize_t>(m.payload_size)));
+    const nb::object object = decode(segment, core, m);
+    return hook(codec_dump_bytes, "dumps")(object);
+  }
+  if (!m.payload_in_block)
+    return stolen(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(m.payload),
+                                            static_cast<Py_ssize_t>(m.payload_size)));
+  struct Free {
+    Segment& s;
+    Incoming& m;
+    ~Free() { drop_message(s, m); }
+  } const free{core, m};
+  const BlockRef block = m.blocks[0];
+  nb::object whole =
+      stolen(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(block.length)));
+  copy_bytes(PyBytes_AS_STRING(whole.ptr()), core.payload(block.offset), block.length);
+  return whole;
+}
+
+nb::object decode_any(const nb::object& segment, Segment& core, Incoming& m) {
+  if (m.kind == RecordKind::kRaw) {
+    const nb::object whole = as_bytes(segment, core, m);
+    return decode_payload(RecordKind::kPickle, 0, whole, nullptr, 0, nb::make_tuple());
+  }
+  return decode(segment, core, m);
+}
+
+void bind_codec(nb::module_& m) {
+  m.def(
+      "set_object_codec",
+      [](nb::object dumps, nb::object loads, nb::object dump_bytes) {
+        codec_dumps = dumps.release().ptr();
+        codec_loads = loads.release().ptr();
+        codec_dump_bytes = dump_bytes.release().ptr();
+      },
+      nb::sig("def set_object_codec(dumps: object, loads: object, dump_bytes: object, /) -> None"),
+      "Say how objects without an encoding of their own become messages, in the whole process.\n\n"
+      "`dumps(obj)` returns a bytes-like payload and a list of buffers that go beside it (or None);"
+      "\n`loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain pickle.");
+}
+
+}  // namespace ipcbuf::binding

@@ -1,0 +1,101 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// object_queue.cpp - put and get as multiprocessing.Queue has them, without Python in between.
+#include "binding.hpp"
+
+namespace ipcbuf::binding {
+
+namespace {
+
+/// The two ends of one shared channel.
+struct PyObjectQueue {
+  nb::object sender_object;
+  nb::object receiver_object;
+  PySender& sender;
+  PyReceiver& receiver;
+  bool closed = false;
+
+  PyObjectQueue(nb::object s, nb::object r)
+      : sender_object(std::move(s)),
+        receiver_object(std::move(r)),
+        sender(nb::cast<PySender&>(sender_object)),
+        receiver(nb::cast<PyReceiver&>(receiver_object)) {}
+};
+
+void require_open(nb::handle self, const PyObjectQueue& q) {
+  if (!q.closed) [[likely]] return;
+  const nb::object text = nb::str("Queue {!r} is closed").attr("format")(self);
+  PyErr_SetObject(PyExc_ValueError, text.ptr());
+  throw nb::python_error();
+}
+
+void put(nb::handle self, nb::handle object, bool block, nb::handle timeout) {
+  auto& q = *nb::inst_ptr<PyObjectQueue>(self);
+  require_open(self, q);
+  require_seat(*q.sender.core);
+  send_object(q.sender, object.ptr(), until_of(block, timeout), Flavour::kQueue);
+}
+
+nb::object get(nb::handle self, bool block, nb::handle timeout) {
+  auto& q = *nb::inst_ptr<PyObjectQueue>(self);
+  require_open(self, q);
+  require_seat(*q.receiver.core);
+  Incoming m;
+  receive(q.receiver, m, until_of(block, timeout), Flavour::kQueue);
+  return decode_any(q.receiver.segment, *q.receiver.core, m);
+}
+
+}  // namespace
+
+void bind_object_queue(nb::module_& m) {
+  nb::class_<PyObjectQueue>(m, "ObjectQueue", nb::is_weak_referenceable(),
+                            "Both ends of a shared channel of objects, with the methods of "
+                            "`multiprocessing.Queue`.")
+      .def(
+          "__init__",
+          [](PyObjectQueue* self, nb::object sender, nb::object receiver, int) {
+            if (!nb::isinstance<PySender>(sender) || !nb::isinstance<PyReceiver>(receiver))
+              throw nb::type_error("ObjectQueue needs a Sender and a Receiver");
+            new (self) PyObjectQueue(std::move(sender), std::move(receiver));
+          },
+          nb::arg("sender"), nb::arg("receiver"), nb::arg("maxsize") = 0,
+          nb::sig("def __init__(self, sender: Sender, receiver: Receiver, maxsize: int = 0) -> "
+                  "None"))
+      .def("put", put, nb::arg("obj").none(), nb::arg("block") = true,
+           nb::arg("timeout") = nb::none(),
+           nb::sig("def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> "
+                   "None"),
+           "Put an object, as `multiprocessing.Queue.put`. Pickling errors are raised here.")
+      .def("get", get, nb::arg("block") = true, nb::arg("timeout") = nb::none(),
+           nb::sig("def get(self, block: bool = True, timeout: float | None = None) -> Any"),
+           "Return the oldest object, as `multiprocessing.Queue.get`.")
+      .def(
+          "put_nowait",
+          [](nb::handle self, nb::handle object) { put(self, object, false, nb::none()); },
+          nb::arg("obj").none(), nb::sig("def put_nowait(self, obj: Any) -> None"),
+          "Put without waiting, as `multiprocessing.Queue.put_nowait`.")
+      .def("get_nowait", [](nb::handle self) { return get(self, false, nb::none()); },
+           nb::sig("def get_nowait(self) -> Any"),
+           "Return the oldest object or raise `queue.Empty`.")
+      .def("qsize", [](PyObjectQueue& q) { return q.receiver.end.pending(); },
+           "Return the exact number of objects in the queue.")
+      .def("empty", [](PyObjectQueue& q) { return q.receiver.end.pending() == 0; },
+           "Say whether there is nothing to get.")
+      .def("full", [](PyObjectQueue& q) { return q.sender.end.is_full(); },
+           "Say whether `maxsize` objects are in the queue.")
+      .def(
+          "close_native",
+          [](PyObjectQueue& q) {
+            q.closed = true;
+            q.sender.end.close();
+            q.receiver.end.close();
+          },
+          "Give both ends up in this process. What was put stays for the others.")
+      .def_ro("closed", &PyObjectQueue::closed)
+      .def_ro("sender", &PyObjectQueue::sender_object, nb::sig("def sender(self) -> Sender"))
+      .def_ro("receiver", &PyObjectQueue::receiver_object,
+              nb::sig("def receiver(self) -> Receiver"));
+}
+
+}  // namespace ipcbuf::binding

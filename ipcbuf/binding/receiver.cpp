@@ -1,0 +1,154 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// receiver.cpp - Python's view of a receiving end. The work is in core/channel.hpp.
+#include <cstring>
+
+#include "binding.hpp"
+#include "ipcbuf/block.hpp"
+
+namespace ipcbuf::binding {
+
+namespace {
+
+nb::object recv_bytes(PyReceiver& self, nb::handle timeout) {
+  require_seat(*self.core);
+  Incoming m;
+  receive(self, m, until_of(timeout));
+  return as_bytes(self.segment, *self.core, m);
+}
+
+nb::object recv_object(PyReceiver& self, nb::handle timeout) {
+  require_seat(*self.core);
+  Incoming m;
+  receive(self, m, until_of(timeout));
+  return decode_any(self.segment, *self.core, m);
+}
+
+PyRecord* recv_view(PyReceiver& self, nb::handle timeout) {
+  require_seat(*self.core);
+  Incoming m;
+  receive(self, m, until_of(timeout));
+  if (m.kind == RecordKind::kRaw && m.payload_in_block)
+    return new PyRecord(self.segment, m.blocks[0].offset, m.blocks[0].length);
+  const nb::object whole = as_bytes(self.segment, *self.core, m);
+  const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(whole.ptr()));
+  const std::uint64_t block = allocate(*self.core, size);
+  copy_bytes(self.core->payload(block), PyBytes_AS_STRING(whole.ptr()), size);
+  return new PyRecord(self.segment, block, size);
+}
+
+bool poll(PyReceiver& self, nb::handle timeout) {
+  require_seat(*self.core);
+  const std::int64_t until = until_of(timeout);
+  const Status status = wait_for(self.end, [&] { return self.end.poll_slice(until); });
+  if (status == Status::kOk) return true;
+  if (status == Status::kEmpty) return false;
+  raise_status(status);
+}
+
+/// Starts the oldest task nobody cancelled.
+PyTask* recv_task(PyReceiver& self, nb::handle timeout) {
+  require_seat(*self.core);
+  const std::int64_t until = until_of(timeout);
+  for (;;) {
+    Incoming m;
+    receive(self, m, until);
+    if (m.kind != RecordKind::kTask || m.payload_size < 10) {
+      drop_message(*self.core, m);
+      throw nb::value_error("the message is not a task");
+    }
+    std::uint64_t task_id = 0;
+    std::memcpy(&task_id, m.payload, sizeof task_id);
+    std::uint64_t pending = task_id << 2 | static_cast<std::uint64_t>(TaskState::kPending);
+    if (Atomics::compare_exchange(self.core->block(m.blocks[0].offset).state, pending,
+                                  task_id << 2 | static_cast<std::uint64_t>(TaskState::kRunning)))
+      return new PyTask(self.segment, m, task_id);
+    drop_message(*self.core, m);  // cancelled while it was on its way
+  }
+}
+
+}  // namespace
+
+void bind_receiver(nb::module_& m) {
+  nb::class_<PyReceiver>(m, "Receiver", nb::is_weak_referenceable(),
+                         "The receiving end of a channel.\n\n"
+                         "`Segment.channel` makes it. An exclusive end (shared=False) belongs to "
+                         "the first process that uses it, one thread at a time. Iterating yields "
+                         "bytes until the channel ends.")
+      .def("recv", recv_bytes, nb::arg("timeout") = nb::none(),
+           nb::sig("def recv(self, timeout: float | None = None) -> bytes"),
+           "Return the oldest message as bytes, waiting up to *timeout* seconds.\n\n"
+           "The bytes are a copy, so they outlive the channel; `recv_view()` copies nothing.\n\n"
+           "Raises:\n    ChannelEmpty: Nothing came in time.\n"
+           "    EndOfChannel: Every sender is gone and everything was received.\n"
+           "    BrokenChannel: The sender died. What it had published was returned first.")
+      .def("recv_view", recv_view, nb::arg("timeout") = nb::none(),
+           nb::rv_policy::take_ownership,
+           nb::sig("def recv_view(self, timeout: float | None = None) -> Record"),
+           "Return the oldest message as a record that owns its memory, as `recv`.")
+      .def("recv_bytes", [](PyReceiver& self) { return recv_bytes(self, nb::none()); },
+           nb::sig("def recv_bytes(self) -> bytes"),
+           "Return the oldest message as bytes; of an object, its pickle.")
+      .def("recv_object", recv_object, nb::arg("timeout") = nb::none(),
+           nb::sig("def recv_object(self, timeout: float | None = None) -> Any"),
+           "Return the oldest message as an object, as `recv`.\n\n"
+           "What its unpickling raises is raised here; the message is gone then.")
+      .def("recv_task", recv_task, nb::arg("timeout") = nb::none(),
+           nb::rv_policy::take_ownership,
+           nb::sig("def recv_task(self, timeout: float | None = None) -> Task"),
+           "Start and return the oldest task that was not cancelled.")
+      .def("poll", poll, nb::arg("timeout") = 0.0,
+           nb::sig("def poll(self, timeout: float | None = 0.0) -> bool"),
+           "Say whether a message, or the end, is there within *timeout* seconds. Takes nothing.")
+      .def("pending", [](PyReceiver& self) { return self.end.pending(); },
+           "Return how many messages are in the channel.")
+      .def(
+          "fileno",
+          [](PyReceiver& self) {
+            if (self.end.arm() != Status::kOk)
+              throw nb::value_error("this channel has no descriptor to wait on");
+            return self.end.bell_fd();
+          },
+          "Return a descriptor that is readable while a message is there, from now on.")
+      .def(
+          "transit",
+          [](PyReceiver& self) {
+            require_seat(*self.core);
+            check(hold_in_transit(*self.core, self.end.id(), End::kReceiver));
+            return self.core->token();
+          },
+          "Keep the channel alive for a handle on its way; `open_receiver` takes what this "
+          "returns.")
+      .def("close", [](PyReceiver& self) { self.end.close(); },
+           "Give the end up. The last one closes it for the sender. Twice is allowed.")
+      .def_prop_ro("closed", [](const PyReceiver& self) { return self.end.is_closed(); })
+      .def_prop_ro("channel_id", [](const PyReceiver& self) { return self.end.id(); })
+      .def_prop_ro("shared", [](const PyReceiver& self) { return self.end.is_shared(); })
+      .def_prop_ro("segment", [](const PyReceiver& self) { return self.segment; },
+                   nb::sig("def segment(self) -> Segment"))
+      .def_prop_rw(
+          "bell_fd", [](const PyReceiver& self) { return self.end.bell_fd(); },
+          [](PyReceiver& self, int fd) { self.end.set_bell_fd(fd); },
+          "The descriptor that `fileno` returns, borrowed; -1 if there is none.")
+      .def("__enter__", [](nb::handle self) { return nb::borrow(self); },
+           nb::sig("def __enter__(self) -> Receiver"))
+      .def(
+          "__exit__", [](PyReceiver& self, nb::args) { self.end.close(); },
+          nb::sig("def __exit__(self, *args: object) -> None"))
+      .def("__iter__", [](nb::handle self) { return nb::borrow(self); },
+           nb::sig("def __iter__(self) -> Receiver"))
+      .def(
+          "__next__",
+          [](PyReceiver& self) {
+            try {
+              return recv_bytes(self, nb::none());
+            } catch (nb::python_error& error) {
+              if (!error.matches(nb::module_::import_("ipcbuf.errors").attr("EndOfChannel"))) throw;
+            }
+            throw nb::stop_iteration();
+          },
+          nb::sig("def __next__(self) -> bytes"));
+}
+
+}  // namespace ipcbuf::binding

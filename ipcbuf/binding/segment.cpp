@@ -1,0 +1,193 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// segment.cpp - Python's view of a segment. The work is in core/segment.hpp.
+#include <cstring>
+#include <new>
+#include <string_view>
+
+#include "binding.hpp"
+#include "ipcbuf/block.hpp"
+#include "ipcbuf/fsck.hpp"
+#include "ipcbuf/reaper.hpp"
+
+namespace ipcbuf::binding {
+
+namespace {
+
+void make(PySegment* self, std::uint64_t max_size, int fd) {
+  Failure why;
+  std::shared_ptr<Segment> core;
+  {
+    const WithoutGil released;
+    core = fd >= 0 ? Segment::attach(fd, why) : Segment::create(max_size, why);
+  }
+  if (core == nullptr) raise_status(why.status, why);
+  new (self) PySegment{std::move(core)};
+}
+
+BellKind bell_of(std::string_view name) {
+  if (name == "futex") return BellKind::kFutex;
+  if (name == "eventfd") return BellKind::kEventfd;
+  if (name == "socket") return BellKind::kSocket;
+  throw nb::value_error("bell must be 'futex', 'eventfd' or 'socket'");
+}
+
+template <class End>
+nb::object open_end(nb::handle self, std::uint32_t id, std::uint32_t transit, ipcbuf::End end) {
+  const auto& core = nb::cast<PySegment&>(self).core;
+  require_seat(*core);
+  check(open_channel(*core, id, end, transit));
+  return nb::cast(new End(nb::borrow(self), core, id), nb::rv_policy::take_ownership);
+}
+
+nb::object channel(nb::handle self, std::uint64_t max_items, std::uint64_t max_bytes, bool shared,
+                   std::string_view bell) {
+  ChannelOptions options;
+  options.shared = shared;
+  options.bell = bell_of(bell);
+  options.max_items = max_items;
+  options.max_bytes = max_bytes;
+  if (!shared && options.bell != BellKind::kFutex)
+    throw nb::value_error("a bell that is a descriptor needs shared=True");
+  const auto& core = nb::cast<PySegment&>(self).core;
+  require_seat(*core);
+  Failure why;
+  std::uint32_t id = 0;
+  check(create_channel(*core, options, id, why), why);
+  // The holds taken by create_channel are given up by the two endpoint objects.
+  return nb::make_tuple(
+      nb::cast(new PySender(nb::borrow(self), core, id), nb::rv_policy::take_ownership),
+      nb::cast(new PyReceiver(nb::borrow(self), core, id), nb::rv_policy::take_ownership));
+}
+
+nb::dict stats(const PySegment& self) {
+  Census c;
+  {
+    const WithoutGil released;
+    c = take_census(*self.core, false);
+  }
+  Header& h = self.core->header();
+  using A = Atomics;
+  nb::dict out;
+  out["max_size"] = self.core->constants().max_size;
+  out["committed_bytes"] = c.committed_bytes;
+  out["free_bytes"] = c.free_bytes;
+  out["slabs"] = c.slabs;
+  out["orphan_slabs"] = c.orphan_slabs;
+  out["free_blocks"] = c.free_blocks;
+  out["process_blocks"] = c.process_blocks;
+  out["process_bytes"] = c.process_bytes;
+  out["flight_blocks"] = c.flight_blocks;
+  out["ring_blocks"] = c.ring_blocks;
+  out["shared_blocks"] = c.shared_blocks;
+  out["processes"] = c.processes;
+  out["channels"] = c.channels;
+  out["messages"] = c.messages;
+  out["views"] = self.core->view_count();
+  out["reaps"] = A::load_relaxed(h.reaps);  // relaxed: statistics
+  out["takeovers"] = A::load_relaxed(h.takeovers);
+  out["growths"] = A::load_relaxed(h.growths);
+  out["poisoned"] = A::load_relaxed(h.poisoned);
+  return out;
+}
+
+bool cancel_task(const PySegment& self, std::uint64_t offset, std::uint64_t task_id) {
+  BlockPlace place{};
+  if (!self.core->place(offset, place)) return false;
+  std::uint64_t expected = task_id << 2 | static_cast<std::uint64_t>(TaskState::kPending);
+  return Atomics::compare_exchange(
+      self.core->block(offset).state, expected,
+      task_id << 2 | static_cast<std::uint64_t>(TaskState::kCancelled));
+}
+
+}  // namespace
+
+void bind_segment(nb::module_& m) {
+  nb::class_<PySegment>(m, "Segment", nb::is_weak_referenceable(),
+                        "One mapped region of shared memory.")
+      .def("__init__", make, nb::arg("max_size") = 0, nb::arg("fd") = -1)
+      .def_prop_ro("fd", [](const PySegment& s) { return s.core->fd(); },
+                   "Descriptor of the segment's memory, this process's own.")
+      .def_prop_ro(
+          "uuid",
+          [](const PySegment& s) {
+            const auto& uuid = s.core->constants().uuid;
+            return nb::bytes(reinterpret_cast<const char*>(uuid), sizeof uuid);
+          },
+          "16 bytes that name the segment.")
+      .def_prop_ro("max_size", [](const PySegment& s) { return s.core->constants().max_size; },
+                   "Bytes the segment may grow to.")
+      .def_prop_ro(
+          "committed",
+          [](const PySegment& s) {
+            return std::uint64_t{s.core->committed_pages()} << kPageShift;
+          },
+          "Bytes backed by memory now.")
+      .def_prop_ro("token", [](const PySegment& s) { return s.core->token(); },
+                   "Names this process among the users of the segment.")
+      .def_prop_ro("_serial", [](const PySegment& s) { return s.core->serial(); })
+      .def(
+          "allocate",
+          [](nb::handle self, std::uint64_t nbytes) {
+            const auto& core = nb::cast<PySegment&>(self).core;
+            return new PyRecord(nb::borrow(self), allocate(*core, nbytes), nbytes);
+          },
+          nb::rv_policy::take_ownership,
+          nb::sig("def allocate(self, nbytes: int, /) -> Record"),
+          "Return a record of *nbytes* bytes, uninitialised.\n\n"
+          "Raises:\n    HeapExhausted: No room, with the numbers.\n"
+          "    RecordTooLarge: It could never fit.")
+      .def("channel", channel, nb::kw_only(), nb::arg("max_items") = 0, nb::arg("max_bytes") = 0,
+           nb::arg("shared") = false, nb::arg("bell") = "futex",
+           nb::sig("def channel(self, *, max_items: int = 0, max_bytes: int = 0, "
+                   "shared: bool = False, bell: str = 'futex') -> tuple[Sender, Receiver]"),
+           "Make a channel and return its two ends.\n\n"
+           "Args:\n    max_items: Messages the channel holds at most; 0 means any number.\n"
+           "    max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.\n"
+           "    shared: Any number of processes and threads may use each end; else one.\n"
+           "    bell: What a waiting receiver sleeps on.")
+      .def(
+          "open_sender",
+          [](nb::handle self, std::uint32_t id, std::uint32_t transit) {
+            return open_end<PySender>(self, id, transit, End::kSender);
+          },
+          nb::sig("def open_sender(self, channel_id: int, transit: int = 0, /) -> Sender"),
+          nb::arg(), nb::arg() = 0, "Open the sending end of a channel that came with a handle.")
+      .def(
+          "open_receiver",
+          [](nb::handle self, std::uint32_t id, std::uint32_t transit) {
+            return open_end<PyReceiver>(self, id, transit, End::kReceiver);
+          },
+          nb::sig("def open_receiver(self, channel_id: int, transit: int = 0, /) -> Receiver"),
+          nb::arg(), nb::arg() = 0, "Open the receiving end of a channel that came with a handle.")
+      .def("cancel_task", cancel_task,
+           nb::sig("def cancel_task(self, offset: int, task_id: int, /) -> bool"),
+           "Cancel a task that nobody has started. False: it runs, is done, or is gone.")
+      .def(
+          "reap",
+          [](const PySegment& self) {
+            const WithoutGil released;
+            return reap_all(*self.core);
+          },
+          "Bury the processes that died; return how many there were.")
+      .def("stats", stats, nb::sig("def stats(self) -> dict[str, int]"),
+           "Return counts and bytes by state.")
+      .def(
+          "fsck",
+          [](const PySegment& self) {
+            Census c;
+            {
+              const WithoutGil released;
+              c = take_census(*self.core, true);
+            }
+            nb::list out;
+            for (const auto& p : c.problems) out.append(nb::str(p.c_str()));
+            return out;
+          },
+          nb::sig("def fsck(self) -> list[str]"),
+          "Walk over everything and return what contradicts; [] if sound.\n\n"
+          "Exact only while nobody uses the segment.");
+}
+
+}  // namespace ipcbuf::binding

@@ -1,0 +1,149 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// sender.cpp - Python's view of a sending end. The work is in core/channel.hpp.
+#include "binding.hpp"
+#include "ipcbuf/block.hpp"
+
+namespace ipcbuf::binding {
+
+namespace {
+
+void send_record(PySender& self, PyRecord& record, std::int64_t until) {
+  record.require_no_views();
+  Outgoing m;
+  m.kind = RecordKind::kRaw;
+  m.payload_in_block = true;
+  if (&record.core() != self.core.get() || !record.is_movable()) {
+    // Of another segment, or shared with a child since a fork: its bytes can only be copied.
+    Blocks blocks(*self.core);
+    blocks.add(m, record.data(), record.length());
+    send(self, m, until);
+    blocks.sent();
+    record.release();
+    return;
+  }
+  m.block_count = 1;
+  m.blocks[0] = {record.block(), record.length()};
+  // The block leaves the object first: a receiver may free it before `send` returns.
+  const std::uint64_t block = record.take();
+  try {
+    send(self, m, until);
+  } catch (...) {
+    record.put_back(block);
+    throw;
+  }
+}
+
+void send_data(PySender& self, nb::handle data, nb::handle timeout) {
+  const std::int64_t until = until_of(timeout);
+  require_seat(*self.core);
+  if (nb::isinstance<PyRecord>(data)) {
+    send_record(self, nb::cast<PyRecord&>(data), until);
+    return;
+  }
+  struct Buffer {
+    Py_buffer b{};
+    ~Buffer() { PyBuffer_Release(&b); }
+  } view;
+  if (PyObject_GetBuffer(data.ptr(), &view.b, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  Outgoing m;
+  m.kind = RecordKind::kRaw;
+  const auto size = static_cast<std::size_t>(view.b.len);
+  Blocks blocks(*self.core);
+  if (size <= kMaxInline) {
+    m.payload = view.b.buf;
+    m.payload_size = static_cast<std::uint32_t>(size);
+  } else {
+    blocks.add(m, view.b.buf, size);
+    m.payload_in_block = true;
+  }
+  send(self, m, until);
+  blocks.sent();
+}
+
+std::uint64_t send_task(PySender& self, nb::handle object, std::uint64_t task_id) {
+  require_seat(*self.core);
+  Encoded e;
+  encode(object.ptr(), e);
+  Outgoing m;
+  Blocks blocks(*self.core);
+  const std::uint64_t offset = blocks.add(m, e.payload, e.size);
+  // The state goes out with the message (P1 of core/ring.hpp).
+  Atomics::store_relaxed(self.core->block(offset).state,
+                         task_id << 2 | static_cast<std::uint64_t>(TaskState::kPending));
+  for (const Py_buffer& b : e.buffers) blocks.add(m, b.buf, static_cast<std::size_t>(b.len));
+  struct {
+    std::uint64_t task_id;
+    std::uint8_t kind;
+    std::uint8_t tag;
+  } const head{task_id, static_cast<std::uint8_t>(e.kind), e.tag};
+  m.kind = RecordKind::kTask;
+  m.payload_in_block = true;
+  m.payload = &head;
+  m.payload_size = sizeof head;
+  send(self, m, until_of(nb::none()));
+  blocks.sent();
+  return offset;
+}
+
+}  // namespace
+
+void bind_sender(nb::module_& m) {
+  nb::class_<PySender>(m, "Sender", nb::is_weak_referenceable(),
+                       "The sending end of a channel.\n\n"
+                       "`Segment.channel` makes it. An exclusive end (shared=False) belongs to the "
+                       "first process that uses it, one thread at a time. It ends with `close()`, "
+                       "with its last reference, or with the process.")
+      .def("send", send_data, nb::arg(), nb::arg("timeout") = nb::none(),
+           nb::sig("def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None"),
+           "Send bytes, or move a record, waiting up to *timeout* seconds for room.\n\n"
+           "A record is sent without a copy and is released here.\n\n"
+           "Raises:\n    BufferError: Views of the record still exist.\n"
+           "    ChannelFull: There was no room in time.\n"
+           "    BrokenChannel: Nobody is left who could receive.\n"
+           "    ClosedError: This end was closed here.\n"
+           "    BusyError: The end is exclusive and has another user.\n"
+           "    HeapExhausted: The segment has no room, with the numbers.")
+      .def(
+          "send_object",
+          [](PySender& self, nb::handle object, nb::handle timeout) {
+            require_seat(*self.core);
+            send_object(self, object.ptr(), until_of(timeout));
+          },
+          nb::arg().none(), nb::arg("timeout") = nb::none(),
+          nb::sig("def send_object(self, obj: object, /, timeout: float | None = None) -> None"),
+          "Send an object, as `send`. What its pickling raises is raised here.")
+      .def("send_task", send_task, nb::arg().none(), nb::arg(),
+           nb::sig("def send_task(self, obj: object, task_id: int, /) -> int"),
+           "Send an object as a task that can be cancelled until it is received.\n\n"
+           "Returns:\n    What `Segment.cancel_task` needs beside the task's id.")
+      .def("pending", [](PySender& self) { return self.end.pending(); },
+           "Return how many messages are in the channel.")
+      .def(
+          "transit",
+          [](PySender& self) {
+            require_seat(*self.core);
+            check(hold_in_transit(*self.core, self.end.id(), End::kSender));
+            return self.core->token();
+          },
+          "Keep the channel alive for a handle on its way; `open_sender` takes what this returns.")
+      .def("close", [](PySender& self) { self.end.close(); },
+           "Give the end up. The last one closes it for the receiver. Twice is allowed.")
+      .def_prop_ro("closed", [](const PySender& self) { return self.end.is_closed(); })
+      .def_prop_ro("channel_id", [](const PySender& self) { return self.end.id(); })
+      .def_prop_ro("shared", [](const PySender& self) { return self.end.is_shared(); })
+      .def_prop_ro("segment", [](const PySender& self) { return self.segment; },
+                   nb::sig("def segment(self) -> Segment"))
+      .def_prop_rw(
+          "bell_fd", [](const PySender& self) { return self.end.bell_fd(); },
+          [](PySender& self, int fd) { self.end.set_bell_fd(fd); },
+          "The descriptor that rings the receiver, borrowed; -1 if there is none.")
+      .def("__enter__", [](nb::handle self) { return nb::borrow(self); },
+           nb::sig("def __enter__(self) -> Sender"))
+      .def(
+          "__exit__", [](PySender& self, nb::args) { self.end.close(); },
+          nb::sig("def __exit__(self, *args: object) -> None"));
+}
+
+}  // namespace ipcbuf::binding
