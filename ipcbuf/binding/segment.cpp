@@ -42,7 +42,7 @@ nb::object open_end(nb::handle self, std::uint32_t id, std::uint32_t transit, ip
 }
 
 nb::object channel(nb::handle self, std::uint64_t max_items, std::uint64_t max_bytes, bool shared,
-                   std::string_view bell) {
+                   const char* bell) {
   ChannelOptions options;
   options.shared = shared;
   options.bell = bell_of(bell);

@@ -1,0 +1,320 @@
+"""The compiled part of ipcbuf. Use the names that `ipcbuf` exports."""
+
+from typing import Any
+
+from typing_extensions import Buffer
+
+
+
+class Segment:
+    """One mapped region of shared memory."""
+
+    def __init__(self, max_size: int = 0, fd: int = -1) -> None: ...
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the segment's memory, this process's own."""
+
+    @property
+    def uuid(self) -> bytes:
+        """16 bytes that name the segment."""
+
+    @property
+    def max_size(self) -> int:
+        """Bytes the segment may grow to."""
+
+    @property
+    def committed(self) -> int:
+        """Bytes backed by memory now."""
+
+    @property
+    def token(self) -> int:
+        """Names this process among the users of the segment."""
+
+    def allocate(self, nbytes: int, /) -> Record:
+        """
+        Return a record of *nbytes* bytes, uninitialised.
+
+        Raises:
+            HeapExhausted: No room, with the numbers.
+            RecordTooLarge: It could never fit.
+        """
+
+    def channel(self, *, max_items: int = 0, max_bytes: int = 0, shared: bool = False, bell: str = 'futex') -> tuple[Sender, Receiver]:
+        """
+        Make a channel and return its two ends.
+
+        Args:
+            max_items: Messages the channel holds at most; 0 means any number.
+            max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.
+            shared: Any number of processes and threads may use each end; else one.
+            bell: What a waiting receiver sleeps on.
+        """
+
+    def open_sender(self, channel_id: int, transit: int = 0, /) -> Sender:
+        """Open the sending end of a channel that came with a handle."""
+
+    def open_receiver(self, channel_id: int, transit: int = 0, /) -> Receiver:
+        """Open the receiving end of a channel that came with a handle."""
+
+    def cancel_task(self, offset: int, task_id: int, /) -> bool:
+        """
+        Cancel a task that nobody has started. False: it runs, is done, or is gone.
+        """
+
+    def reap(self) -> int:
+        """Bury the processes that died; return how many there were."""
+
+    def stats(self) -> dict[str, int]:
+        """Return counts and bytes by state."""
+
+    def fsck(self) -> list[str]:
+        """
+        Walk over everything and return what contradicts; [] if sound.
+
+        Exact only while nobody uses the segment.
+        """
+
+class Record:
+    """
+    A writable block of the segment's heap, with the buffer protocol.
+
+    `Segment.allocate` and `Receiver.recv_view` make it. Its memory is freed with the last reference to it or to any view of it.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes, exactly as allocated or sent."""
+
+    def __len__(self) -> int: ...
+
+    def release(self) -> None:
+        """
+        Free the memory now.
+
+        Raises:
+            BufferError: Views of the record still exist.
+        """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Sender:
+    """
+    The sending end of a channel.
+
+    `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. It ends with `close()`, with its last reference, or with the process.
+    """
+
+    def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None:
+        """
+        Send bytes, or move a record, waiting up to *timeout* seconds for room.
+
+        A record is sent without a copy and is released here.
+
+        Raises:
+            BufferError: Views of the record still exist.
+            ChannelFull: There was no room in time.
+            BrokenChannel: Nobody is left who could receive.
+            ClosedError: This end was closed here.
+            BusyError: The end is exclusive and has another user.
+            HeapExhausted: The segment has no room, with the numbers.
+        """
+
+    def send_object(self, obj: object, /, timeout: float | None = None) -> None:
+        """Send an object, as `send`. What its pickling raises is raised here."""
+
+    def send_task(self, obj: object, task_id: int, /) -> int:
+        """
+        Send an object as a task that can be cancelled until it is received.
+
+        Returns:
+            What `Segment.cancel_task` needs beside the task's id.
+        """
+
+    def pending(self) -> int:
+        """Return how many messages are in the channel."""
+
+    def transit(self) -> int:
+        """
+        Keep the channel alive for a handle on its way; `open_sender` takes what this returns.
+        """
+
+    def close(self) -> None:
+        """
+        Give the end up. The last one closes it for the receiver. Twice is allowed.
+        """
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def channel_id(self) -> int: ...
+
+    @property
+    def shared(self) -> bool: ...
+
+    @property
+    def segment(self) -> Segment: ...
+
+    @property
+    def bell_fd(self) -> int:
+        """The descriptor that rings the receiver, borrowed; -1 if there is none."""
+
+    @bell_fd.setter
+    def bell_fd(self, arg: int, /) -> None: ...
+
+    def __enter__(self) -> Sender: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
+class Receiver:
+    """
+    The receiving end of a channel.
+
+    `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. Iterating yields bytes until the channel ends.
+    """
+
+    def recv(self, timeout: float | None = None) -> bytes:
+        """
+        Return the oldest message as bytes, waiting up to *timeout* seconds.
+
+        The bytes are a copy, so they outlive the channel; `recv_view()` copies nothing.
+
+        Raises:
+            ChannelEmpty: Nothing came in time.
+            EndOfChannel: Every sender is gone and everything was received.
+            BrokenChannel: The sender died. What it had published was returned first.
+        """
+
+    def recv_view(self, timeout: float | None = None) -> Record:
+        """Return the oldest message as a record that owns its memory, as `recv`."""
+
+    def recv_bytes(self) -> bytes:
+        """Return the oldest message as bytes; of an object, its pickle."""
+
+    def recv_object(self, timeout: float | None = None) -> Any:
+        """
+        Return the oldest message as an object, as `recv`.
+
+        What its unpickling raises is raised here; the message is gone then.
+        """
+
+    def recv_task(self, timeout: float | None = None) -> Task:
+        """Start and return the oldest task that was not cancelled."""
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """
+        Say whether a message, or the end, is there within *timeout* seconds. Takes nothing.
+        """
+
+    def pending(self) -> int:
+        """Return how many messages are in the channel."""
+
+    def fileno(self) -> int:
+        """
+        Return a descriptor that is readable while a message is there, from now on.
+        """
+
+    def transit(self) -> int:
+        """
+        Keep the channel alive for a handle on its way; `open_receiver` takes what this returns.
+        """
+
+    def close(self) -> None:
+        """
+        Give the end up. The last one closes it for the sender. Twice is allowed.
+        """
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def channel_id(self) -> int: ...
+
+    @property
+    def shared(self) -> bool: ...
+
+    @property
+    def segment(self) -> Segment: ...
+
+    @property
+    def bell_fd(self) -> int:
+        """The descriptor that `fileno` returns, borrowed; -1 if there is none."""
+
+    @bell_fd.setter
+    def bell_fd(self, arg: int, /) -> None: ...
+
+    def __enter__(self) -> Receiver: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
+    def __iter__(self) -> Receiver: ...
+
+    def __next__(self) -> bytes: ...
+
+class Task:
+    """A task taken from a channel. `Receiver.recv_task` makes it."""
+
+    @property
+    def task_id(self) -> int:
+        """The number its sender gave it."""
+
+    def load(self) -> Any:
+        """
+        Return the object that was sent. What its unpickling raises is raised here.
+        """
+
+    def release(self) -> None:
+        """
+        Free the task's memory, after its result was sent. Its arrays live on by themselves.
+        """
+
+class ObjectQueue:
+    """
+    Both ends of a shared channel of objects, with the methods of `multiprocessing.Queue`.
+    """
+
+    def __init__(self, sender: Sender, receiver: Receiver, maxsize: int = 0) -> None: ...
+
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        """
+        Put an object, as `multiprocessing.Queue.put`. Pickling errors are raised here.
+        """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return the oldest object, as `multiprocessing.Queue.get`."""
+
+    def put_nowait(self, obj: Any) -> None:
+        """Put without waiting, as `multiprocessing.Queue.put_nowait`."""
+
+    def get_nowait(self) -> Any:
+        """Return the oldest object or raise `queue.Empty`."""
+
+    def qsize(self) -> int:
+        """Return the exact number of objects in the queue."""
+
+    def empty(self) -> bool:
+        """Say whether there is nothing to get."""
+
+    def full(self) -> bool:
+        """Say whether `maxsize` objects are in the queue."""
+
+    def close_native(self) -> None:
+        """Give both ends up in this process. What was put stays for the others."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def sender(self) -> Sender: ...
+
+    @property
+    def receiver(self) -> Receiver: ...
+
+def set_object_codec(dumps: object, loads: object, dump_bytes: object, /) -> None:
+    """
+    Say how objects without an encoding of their own become messages, in the whole process.
+
+    `dumps(obj)` returns a bytes-like payload and a list of buffers that go beside it (or None);
+    `loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain pickle.
+    """

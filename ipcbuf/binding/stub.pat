@@ -1,0 +1,9 @@
+# What `just stub` adds to ipcbuf/_native.pyi: what only the text of a signature names, and what C
+# slots do.
+
+ipcbuf._native.__prefix__:
+    \from typing import Any
+    \from typing_extensions import Buffer
+
+ipcbuf._native.Record.__suffix__:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
