@@ -282,7 +282,7 @@ def main(method):
     process.join()
     with ProcessPoolExecutor(1) as executor:
         answers.append(executor.submit(Answer, "worker", method).result(timeout=30))
-    print(json.dumps([answer.text for answer in answers]))
+    print(json.dumps(sorted(answer.text for answer in answers)))
 
 if __name__ == "__main__":
     main(sys.argv[1])
@@ -292,7 +292,7 @@ if __name__ == "__main__":
 
 def expected_family(method: str, kind: str) -> list[Any]:
     child = "__main__" if method == "fork" else "__mp_main__"
-    names = {"parent": "__main__", "child": child, "grandchild": child, "worker": child}
+    names = {"child": child, "grandchild": child, "parent": "__main__", "worker": child}
     return [[who, [name, kind], [kind]] for who, name in names.items()]
 
 
