@@ -73,7 +73,7 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
     case Status::kExhausted: {
       const nb::object type = error_class("HeapExhausted");
       raise(type, type(why.requested, why.committed, why.max_size, why.free_bytes,
-                       why.largest_run, remedy(why)));
+                       why.largest_run, remedy(why).c_str()));
     }
     case Status::kTooMany: {
       const nb::object type = error_class("TooManyProcesses");
@@ -94,8 +94,8 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
                   "an impossible state was found; the segment is not used any more");
     case Status::kSystem: {
       const nb::object type = error_class("SegmentError");
-      raise(type, type(why.sys_errno, std::string(why.reason) + ": " +
-                                          std::strerror(why.sys_errno)));
+      const std::string text = std::string(why.reason) + ": " + std::strerror(why.sys_errno);
+      raise(type, type(why.sys_errno, text.c_str()));
     }
     case Status::kOk:
       break;
