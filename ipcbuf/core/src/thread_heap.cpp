@@ -21,7 +21,8 @@ namespace {
 constexpr std::array<std::uint32_t, 15> kSmall = {256,  384,  512,  768,   1024,  1536,  2048, 3072,
                                                   4096, 6144, 8192, 12288, 16384, 24576, 32768};
 constexpr std::uint32_t kSmallSlab = 128U << 10;  // bytes, for blocks above 1 KiB
-constexpr std::size_t kLook = 32;                 // slabs looked at before a new one is made
+constexpr std::size_t kLookFirst = 8;             // slabs looked at before a new one is made:
+constexpr std::size_t kLook = 32;                 // these first, then so many of the rest
 constexpr std::uint64_t kKeep = 64ULL << 20;      // bytes of slabs a thread keeps before it trims
 
 constexpr std::size_t small_class(std::uint64_t total) noexcept {
@@ -112,26 +113,35 @@ void ThreadHeap::collect(const SizeClass& c, Slab& slab, bool every_header) {
   }
 }
 
-/// Makes a slab with a free block the current one.
+/// Makes a slab with a free block the current one. The first slabs are tried first, whatever
+/// was used last: so a thread whose blocks come back soon goes on using few of them, and those
+/// stay in the processor's cache. Behind them the search goes on where it ended.
 bool ThreadHeap::find_returned(SizeClass& c) {
-  bool every = false;
   if (c.slabs.size() >= c.full_scan_at) {
-    every = true;  // hints of freers that died in between are lost; doubling keeps this cheap
+    // Hints of freers that died in between are lost; doubling keeps the full scan cheap.
     c.full_scan_at = c.slabs.size() * 2;
+    for (std::size_t i = 0; i < c.slabs.size(); ++i)
+      if (is_ours(c.slabs[i])) collect(c, c.slabs[i], true);
   }
-  const std::size_t look = every ? c.slabs.size() : std::min(kLook, c.slabs.size());
-  for (std::size_t n = 0; n < look && !c.slabs.empty(); ++n) {
-    c.current = c.current < c.slabs.size() ? c.current : 0;
-    Slab& slab = c.slabs[c.current];
+  std::size_t at = 0;
+  for (std::size_t n = 0; n < kLookFirst + kLook && n < c.slabs.size();) {
+    if (n == kLookFirst) at = std::max(c.cursor, kLookFirst);
+    if (at >= c.slabs.size()) at = 0;
+    Slab& slab = c.slabs[at];
     if (!is_ours(slab)) {
       owned_ -= std::uint64_t{c.pages} << kPageShift;
       slab = c.slabs.back();
       c.slabs.pop_back();
       continue;
     }
-    collect(c, slab, every);
-    if (slab.free != 0) return true;
-    ++c.current;
+    collect(c, slab, false);
+    ++n;
+    if (n > kLookFirst) c.cursor = at + 1;
+    if (slab.free != 0) {
+      c.current = at;
+      return true;
+    }
+    ++at;
   }
   return false;
 }

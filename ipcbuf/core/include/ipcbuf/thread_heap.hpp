@@ -50,6 +50,7 @@ class ThreadHeap {
     std::uint32_t pages = 0;  // of a slab
     std::uint32_t count = 0;  // blocks of a slab
     std::size_t current = 0;
+    std::size_t cursor = 0;
     std::size_t full_scan_at = 8;  // slabs; doubles
     std::vector<Slab> slabs;
   };
