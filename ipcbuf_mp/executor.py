@@ -329,10 +329,14 @@ class _TaskFuture(Future[Any]):
             if self._state == PENDING and not self._pool.withdraw(self._task_id, self._offset):
                 return False
         cancelled = super().cancel()
-        with self._condition:
-            if self._state == CANCELLED:  # no worker will come across it and tell wait()
-                self.set_running_or_notify_cancel()
+        self.tell_if_cancelled()
         return cancelled
+
+    def tell_if_cancelled(self) -> None:
+        """Do what the standard library does when its executor comes across a cancelled task."""
+        with self._condition:
+            if self._state == CANCELLED:
+                self.set_running_or_notify_cancel()
 
     def running(self) -> bool:
         """Whether a worker is busy with the task now."""
@@ -432,7 +436,8 @@ class _Pool:
             self._wake()
 
     def cancel_pending(self) -> None:
-        for future, _ in list(self.pending.values()):
+        # As many as there are workers count as taken, even if a worker is still starting.
+        for future, _ in list(self.pending.values())[len(self.processes) :]:
             future.cancel()
 
     def join(self) -> None:
@@ -545,8 +550,8 @@ class _Pool:
                 entry[0].set_result(value)
             else:
                 entry[0].set_exception(value)
-        except InvalidStateError:
-            pass  # someone else has completed it
+        except InvalidStateError:  # someone else has completed it
+            entry[0].tell_if_cancelled()
         except BaseException:  # a callback's SystemExit must not end this thread
             LOGGER.exception("exception calling callback for %r", entry[0])
 

@@ -181,16 +181,19 @@ class Held:
         self._release.touch()
 
 
-def run_script(text: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def run_script(text: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start a program of its own, leading a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", dedent(text), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
     )
 
 
@@ -849,7 +852,7 @@ class TestIpcbuf(ExecutorContract):
         futures = [executor.submit(add, i, i) for i in range(2000)]
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
             for _ in range(2):
-                threads.map(Future.cancel, futures)
+                threads.map(lambda future: future.cancel(), futures)
 
         done = concurrent.futures.wait(futures, LONG).done
 
@@ -1013,6 +1016,7 @@ class TestIpcbuf(ExecutorContract):
                 time.sleep(1000)
             """,
             start_method,
+            TMPDIR=str(tmp_path),  # the fork server's socket stays behind
         )
         assert script.stdout is not None
         pids = [int(pid) for pid in script.stdout.readline().split()]
