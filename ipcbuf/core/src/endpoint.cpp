@@ -61,10 +61,10 @@ Status Endpoint::enter(std::int64_t until_ns) noexcept {
           }
           recover_sender(s_, row_, id_);
           if (bell_fd_ >= 0) {
-            // The dead may have written a byte without its mark, or not yet: one more byte and
-            // the mark are right in both cases (D4).
-            (void)platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
+            // The dead may have set the mark and not yet written the byte, or drained half: the
+            // mark and one more byte are right in all cases (D4).
             Doorbell<>(row_.data, s_.asymmetric()).set_token();
+            (void)platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
           }
         });
     return held ? Status::kOk : Status::kContended;
@@ -194,9 +194,11 @@ void SenderEnd::ring_bell_entered() noexcept {
   const std::uint32_t wanted =
       bell_kind_ == BellKind::kSocket ? kBellArmed | kBellWaiting : kBellArmed;
   if ((word & wanted) == 0 || (word & kBellToken) != 0) return;
-  if (platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd) != 0) return;
   if (bell_kind_ == BellKind::kEventfd && (word & kBellWaiting) != 0) bell.wake();
+  // The mark first: a receiver that is awake already finds it and waits for our lock. Behind a
+  // byte without a mark it would turn in circles until we run again.
   bell.set_token();
+  (void)platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
 }
 
 Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
@@ -462,9 +464,10 @@ Status ReceiverEnd::arm() noexcept {
   bell.arm();
   const std::uint32_t sent = static_cast<std::uint32_t>(A::load_acquire(row_.sender.items));
   const std::uint32_t taken = static_cast<std::uint32_t>(A::load_acquire(row_.receiver.items));
-  if (bell_kind_ == BellKind::kEventfd && sent != taken && (bell.look() & kBellToken) == 0 &&
-      platform::write_token(bell_fd_, true) == 0)
+  if (bell_kind_ == BellKind::kEventfd && sent != taken && (bell.look() & kBellToken) == 0) {
     bell.set_token();
+    (void)platform::write_token(bell_fd_, true);
+  }
   row_.sender.lock.release();
   return Status::kOk;
 }

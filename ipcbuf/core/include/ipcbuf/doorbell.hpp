@@ -23,8 +23,9 @@
 //   D3  kToken is changed, and the byte written or drained, under the sending end's lock only.
 //   D4  While kArmed: kToken exactly while the ring is not empty, whenever that lock is free.
 //
-// What a kill leaves: between publish and wake, sleepers that wait out a slice; between byte
-// and kToken, one byte too many, which the next drain takes along.
+// What a kill leaves: between publish and wake, sleepers that wait out a slice; between kToken
+// and the byte, a descriptor that does not read ready, until who takes the sending end's lock
+// over writes one more byte. A byte too many is taken along by the next drain.
 #pragma once
 
 #include <cstdint>
