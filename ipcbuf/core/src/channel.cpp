@@ -110,8 +110,6 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
     A::store_relaxed(bell->spinner, 0);
     A::store_relaxed(bell->spin_until, 0);
   }
-  // A receiver cannot ring its own socket, so a pipe's byte stands from the first message on.
-  if (options.bell == BellKind::kSocket) A::store_relaxed(row.data.word, kBellArmed);
   for (HoldList* list : {&row.sender_holds, &row.receiver_holds}) {
     A::store_relaxed(list->next, 0);
     for (auto& cell : list->cells) A::store_relaxed(cell, 0);

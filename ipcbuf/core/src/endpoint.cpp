@@ -131,10 +131,13 @@ std::int64_t Endpoint::slice_end(std::int64_t until_ns) noexcept {
 /// Spins for about as long as a wake would cost; learns from success. True: `ready`.
 template <class Ready>
 bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept {
-  if (spin_ns_ < kMinSpin) {
+  // Two who have both given up spinning would never find out that it pays again: try the whole
+  // budget once in a while.
+  const bool trial = spin_ns_ < kMinSpin;
+  if (trial) {
     if (platform::cpu_count() < 2 || ++spin_pause_ < kSpinRetry) return false;
     spin_pause_ = 0;
-    spin_ns_ = kMinSpin * 2;
+    spin_ns_ = kMaxSpin;
   }
   const std::int64_t begin = platform::monotonic_ns();
   const std::int64_t end = std::min(until_ns, begin + spin_ns_);
@@ -147,7 +150,11 @@ bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noex
     }
   } while (!found && platform::monotonic_ns() < end);
   bell.end_spin();
-  spin_ns_ = found ? std::min(kMaxSpin, spin_ns_ * 2) : spin_ns_ / 2;
+  if (found) {
+    spin_ns_ = std::min(kMaxSpin, spin_ns_ * 2);
+  } else {
+    spin_ns_ = trial ? 0 : spin_ns_ / 2;
+  }
   return found;
 }
 
@@ -191,9 +198,8 @@ void SenderEnd::ring_bell_entered() noexcept {
   if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0) return;
   Doorbell<> bell(row_.data, s_.asymmetric());
   const std::uint32_t word = bell.look();
-  const std::uint32_t wanted =
-      bell_kind_ == BellKind::kSocket ? kBellArmed | kBellWaiting : kBellArmed;
-  if ((word & wanted) == 0 || (word & kBellToken) != 0) return;
+  if ((word & kBellToken) != 0) return;
+  if (bell_kind_ == BellKind::kEventfd && (word & kBellArmed) == 0) return;
   if (bell_kind_ == BellKind::kEventfd && (word & kBellWaiting) != 0) bell.wake();
   // The mark first: a receiver that is awake already finds it and waits for our lock. Behind a
   // byte without a mark it would turn in circles until we run again.
@@ -300,24 +306,23 @@ bool ReceiverEnd::has_data() noexcept {
          A::load_acquire(row_.sender.state) != static_cast<std::uint32_t>(EndState::kOpen);
 }
 
-bool ReceiverEnd::ring_is_empty() noexcept {
-  return ring_.header == nullptr ||
-         (A::load_acquire(ring_.header->next) == 0 &&
-          RingWord::unpack(A::load_acquire(ring_.header->write_word)).items ==
-              RingWord::unpack(A::load_relaxed(ring_.header->read_word)).items);
+bool ReceiverEnd::is_empty() noexcept {
+  // Counted behind the fact by each side, so equal means empty: exactly while no sender is inside.
+  return A::load_acquire(row_.receiver.items) == A::load_acquire(row_.sender.items);
 }
 
-/// D3, D4: the ring is empty and a byte stands in the descriptor.
-void ReceiverEnd::drain_if_empty() noexcept {
+/// D3, D4: a byte stands in the descriptor of an empty channel. `flags`: only if one is set.
+void ReceiverEnd::drain_if_empty(std::uint32_t flags) noexcept {
   if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0) return;
   // relaxed: a hint; the lock below carries the truth
-  if ((A::load_relaxed(row_.data.word) & kBellToken) == 0 || !ring_is_empty()) return;
+  const std::uint32_t word = A::load_relaxed(row_.data.word);
+  if ((word & flags) == 0 || (word & kBellToken) == 0 || !is_empty()) return;
   const bool held = row_.sender.lock.acquire(
       s_.token(), platform::monotonic_ns() + kShortSlice,
       [this](Token t) { return s_.is_dead(t); },
       [this] { recover_sender(s_, row_, id_); });
   if (!held) return;  // a stopped sender: the byte stays, the descriptor reads ready too long
-  if (ring_is_empty()) {
+  if (is_empty()) {
     Doorbell<>(row_.data, s_.asymmetric()).clear_token();
     platform::drain_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
   }
@@ -340,7 +345,7 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
     if (front == Front::kEmpty) {
       const std::uint64_t next = A::load_acquire(ring_.header->next);  // C1 acquire
       if (next == 0) {
-        drain_if_empty();
+        drain_if_empty(kBellArmed);
         return Status::kEmpty;
       }
       // Behind `next` nothing is written here any more: look once more, then move on.
@@ -382,7 +387,7 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
     A::store_relaxed(row_.receiver.bytes, cumulative);
     A::store_release(row_.receiver.items, static_cast<std::uint32_t>(ring_.header->items_base +
                                                                      reader.position().items));
-    drain_if_empty();
+    drain_if_empty(kBellArmed);
     return Status::kOk;
   }
 }
@@ -406,7 +411,9 @@ void ReceiverEnd::wait_data(std::int64_t until_ns) noexcept {
     sleep(bell, until_ns, ready);
     return;
   }
-  // No flag is needed: the byte stands as long as the ring is not empty (D4).
+  // No flag is needed: the byte stands as long as the ring is not empty (D4). It may stand longer
+  // while nobody watches, so that a receiver that does not sleep costs no system call.
+  drain_if_empty(kBellToken);
   platform::FdEvents events;
   if (platform::poll_fd(bell_fd_, slice_end(until_ns), events) > 0 && events.hangup) hangup_ = true;
 }
@@ -445,7 +452,10 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns) noexcept {
     if (enter(slice_end(platform::kForever)) == Status::kOk) {
       const std::uint64_t head = A::load_acquire(row_.receiver.ring);
       ring_offset_ = open_ring(s_, head, id_, ring_) ? head : 0;
-      found = ring_offset_ != 0 && !ring_is_empty();
+      found = ring_offset_ != 0 &&
+              (A::load_acquire(ring_.header->next) != 0 ||
+               RingWord::unpack(A::load_acquire(ring_.header->write_word)).items !=
+                   RingWord::unpack(A::load_acquire(ring_.header->read_word)).items);
       leave();
     }
     return found ? Status::kOk : Status::kEmpty;
@@ -462,9 +472,11 @@ Status ReceiverEnd::arm() noexcept {
   if (!held) return Status::kContended;
   Doorbell<> bell(row_.data, s_.asymmetric());
   bell.arm();
-  const std::uint32_t sent = static_cast<std::uint32_t>(A::load_acquire(row_.sender.items));
-  const std::uint32_t taken = static_cast<std::uint32_t>(A::load_acquire(row_.receiver.items));
-  if (bell_kind_ == BellKind::kEventfd && sent != taken && (bell.look() & kBellToken) == 0) {
+  const bool token = (bell.look() & kBellToken) != 0;
+  if (is_empty() && token) {
+    bell.clear_token();
+    platform::drain_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
+  } else if (!is_empty() && !token && bell_kind_ == BellKind::kEventfd) {
     bell.set_token();
     (void)platform::write_token(bell_fd_, true);
   }

@@ -187,8 +187,8 @@ class ReceiverEnd : public Endpoint {
  private:
   [[nodiscard]] Status receive_entered(Incoming& message) noexcept;
   [[nodiscard]] bool has_data() noexcept;
-  [[nodiscard]] bool ring_is_empty() noexcept;
-  void drain_if_empty() noexcept;
+  [[nodiscard]] bool is_empty() noexcept;
+  void drain_if_empty(std::uint32_t flags) noexcept;
   void wait_data(std::int64_t until_ns) noexcept;
 };
 

@@ -21,7 +21,9 @@
 //   D2  Whoever has slept sets kWaiting again when it leaves, and if something is left wakes
 //       one more: the flag it was woken by stood for all sleepers.
 //   D3  kToken is changed, and the byte written or drained, under the sending end's lock only.
-//   D4  While kArmed: kToken exactly while the ring is not empty, whenever that lock is free.
+//   D4  Whenever that lock is free: kToken if the ring is not empty (of a socket always, because
+//       a receiver cannot ring its own socket later; of an eventfd while kArmed), and while
+//       kArmed not if it is empty.
 //
 // What a kill leaves: between publish and wake, sleepers that wait out a slice; between kToken
 // and the byte, a descriptor that does not read ready, until who takes the sending end's lock
