@@ -73,7 +73,7 @@ from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED, LOGGER, PENDING, InvalidStateError
 from concurrent.futures.process import (
     BrokenProcessPool,
-    _ExceptionWithTraceback,  # type: ignore[attr-defined]
+    _ExceptionWithTraceback,
     _RemoteTraceback,
 )
 from concurrent.futures.process import (
@@ -185,13 +185,17 @@ def _run(task: ipcbuf.Task, results: ipcbuf.Sender, busy_with: memoryview) -> No
 
 def _send_error(results: ipcbuf.Sender, task_id: int, error: BaseException) -> None:
     try:
-        wrapped = _ExceptionWithTraceback(error, error.__traceback__)
-        results.send_object((task_id, _ERROR, wrapped))
+        results.send_object((task_id, _ERROR, _with_traceback(error)))
     except ipcbuf.PeerError:
         raise
     except BaseException as refusal:  # the exception itself does not pickle: send why
-        wrapped = _ExceptionWithTraceback(refusal, refusal.__traceback__)
-        results.send_object((task_id, _ERROR, wrapped))
+        results.send_object((task_id, _ERROR, _with_traceback(refusal)))
+
+
+def _with_traceback(error: BaseException) -> _ExceptionWithTraceback:
+    """Give *error* the form in which it becomes its own text's `__cause__` when unpickled."""
+    assert error.__traceback__ is not None
+    return _ExceptionWithTraceback(error, error.__traceback__)
 
 
 def _on_interrupt(signum: int, frame: object) -> None:
@@ -217,7 +221,7 @@ class _Parent:
         assert parent is not None
         self._process = parent
         self._ppid = os.getppid()
-        sentinel: int = parent.sentinel  # type: ignore[attr-defined]
+        sentinel: int = parent.sentinel
         with contextlib.suppress(OSError):  # a kernel without it: the looking remains
             fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
@@ -612,7 +616,8 @@ class _Pool:
                 "A process in the process pool was terminated abruptly while the future was "
                 "running or pending. " + reason
             )
-            failure.__cause__ = _RemoteTraceback(f"\n'''\n{cause}'''")
+            text = f"\n'''\n{cause}'''"
+            failure.__cause__ = _RemoteTraceback(text)  # type: ignore[arg-type]  # typeshed errs
             self._complete(task_id, _ERROR, failure)
         self._end_workers()
 
@@ -718,7 +723,7 @@ class _Watcher(threading.Thread):
             os.close(fd)
 
 
-class Executor(_StandardExecutor):
+class ProcessPoolExecutor(_StandardExecutor):
     """As `concurrent.futures.ProcessPoolExecutor`, and much faster.
 
     Differences:
@@ -930,7 +935,7 @@ _READ_BY_OTHERS: dict[str, Callable[[_Pool], Any]] = {
 }
 _GONE_AFTER_SHUTDOWN = {"_call_queue", "_executor_manager_thread", "_processes"}
 
-ProcessPoolExecutor = Executor
+Executor = ProcessPoolExecutor
 
 
 class _NoQueue:

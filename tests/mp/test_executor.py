@@ -392,10 +392,11 @@ class ExecutorContract:
     def test_it_is_an_executor_with_the_attributes_others_read(
         self, make: Callable[..., ProcessPoolExecutor], start_method: str
     ) -> None:
-        executor = cast("Any", make(max_workers=3))
-        executor.submit(add, 1, 1).result(LONG)
+        made = make(max_workers=3)
+        made.submit(add, 1, 1).result(LONG)
+        executor: Any = made
 
-        assert isinstance(executor, StandardExecutor)
+        assert isinstance(made, StandardExecutor)
         assert executor._max_workers == 3
         assert executor._mp_context.get_start_method() == start_method
         assert len(executor._processes) == (3 if start_method == "fork" else 1)
@@ -787,6 +788,7 @@ class TestIpcbuf(ExecutorContract):
 
     def test_it_is_what_the_package_exports(self) -> None:
         assert ipcbuf_mp.ProcessPoolExecutor is ipcbuf_mp.Executor is Executor
+        assert Executor.__name__ == StandardExecutor.__name__
         assert issubclass(Executor, StandardExecutor)
 
     def test_it_works_with_contexts_of_the_standard_library(self, start_method: str) -> None:
@@ -812,7 +814,9 @@ class TestIpcbuf(ExecutorContract):
         def closure(x: int) -> Callable[[int], int]:
             return lambda y: x + y + offset
 
-        assert executor.submit(lambda x: -x, 3).result(LONG) == -3
+        negated: Future[int] = executor.submit(lambda x: -x, 3)
+
+        assert negated.result(LONG) == -3
         assert executor.submit(closure, 1).result(LONG)(2) == 13
 
     def test_many_small_tasks(self, executor: Executor) -> None:
@@ -828,7 +832,10 @@ class TestIpcbuf(ExecutorContract):
         held = Held(executor, tmp_path).wait_for_start()
         changing = [1]
         array = np.zeros(MEBIBYTE)
-        futures = [executor.submit(capture, changing), executor.submit(np.sum, array)]
+        futures: list[Future[Any]] = [
+            executor.submit(capture, changing),
+            executor.submit(np.sum, array),
+        ]
         changing.append(2)
         array[:] = 1
 
