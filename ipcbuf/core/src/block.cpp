@@ -78,10 +78,20 @@ bool retire_slab(Segment& s, std::uint32_t head) noexcept {
     b.check = s.check_of(b.offset, p.units, A::load_relaxed(s.page(head).salt));
     return b;
   };
-  for (std::uint32_t i = 0; i < p.count; ++i) {
-    if (change_holder(s, block(i), kNobody, me)) continue;
-    while (i-- > 0) (void)change_holder(s, block(i), me, kNobody);
-    return false;
+  for (std::uint32_t i = 0; i < p.count;) {
+    if (change_holder(s, block(i), kNobody, me)) {
+      ++i;
+      continue;
+    }
+    std::uint64_t undone = 0;
+    while (i-- > 0)
+      if (change_holder(s, block(i), me, kNobody)) undone |= 1ULL << i;
+    // Its owner may have met us there, and forgot the block.
+    if (undone != 0) A::fetch_or(s.page(head).returned, undone);
+    // Who freed the last block meanwhile saw our claims and left the slab to us.
+    const Run run = Run::unpack(A::load_seq(s.run(head)));
+    if (run.state != RunState::kSlab || run.token != 0 || !is_empty(s, head)) return false;
+    i = 0;
   }
   return RunHeap(s).free(head) == Status::kOk;
 }
@@ -126,14 +136,12 @@ void finish_entry(Segment& s, std::uint32_t index) noexcept {
   if (state.state != EntryState::kActive || !is_unheld(s, entry.holds)) return;
   const Holder shared = by_entry(make_id(index, state.generation));
   BlockPlace p{};
-  if (!s.place(state.value * kCacheLine, p)) {
-    (void)s.poison(__LINE__);
-    return;
-  }
+  // No such block: who shared it died before its holder word said so, and it went with the dead.
+  const bool placed = s.place(state.value * kCacheLine, p);
   // Election: of all who find the entry empty, one becomes the holder. If we die here the block
   // is ours, and the entry without cells is finished by the next who looks.
-  note_slot(s, p);
-  const bool won = change_holder(s, p, shared, by_process(s.token()));
+  if (placed) note_slot(s, p);
+  const bool won = placed && change_holder(s, p, shared, by_process(s.token()));
   adopt_chain(s, entry.holds);
   const std::uint64_t chain = A::load_acquire(entry.holds.next);
   if (A::compare_exchange(entry.state, word,

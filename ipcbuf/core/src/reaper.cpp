@@ -42,8 +42,12 @@ void reap_channel(Segment& s, std::uint32_t index, Token dead) {
   for (const End end : {End::kSender, End::kReceiver}) {
     EndRow& side = end == End::kSender ? row.sender : row.receiver;
     if (side.lock.owner() == dead) recover_end_lock(s, index, end);
-    if (A::load_acquire(side.owner) == dead) {
-      auto open = static_cast<std::uint32_t>(EndState::kOpen);
+    auto open = static_cast<std::uint32_t>(EndState::kOpen);
+    if (A::load_acquire(side.owner) == dead && A::load_acquire(side.state) == open) {
+      // Open still, so the dead has its hold and nobody destroys the channel under us. No lock
+      // tells the next user to recover the mirrors, so we do, before the end is seen dead.
+      const std::uint32_t id = channel_id(index, row);
+      end == End::kSender ? recover_sender(s, row, id) : recover_receiver(s, row, id);
       if (A::compare_exchange(side.state, open, static_cast<std::uint32_t>(EndState::kDead)))  // C4
         wake_channel(s, row);
     }
@@ -183,8 +187,12 @@ void reap(Segment& s, Token dead) {
     reap_entries(s, dead);
     const std::vector<std::uint32_t> slabs = runs_in(s, RunState::kSlab);
     reap_blocks(s, dead, slabs);
-    for (const std::uint32_t head : slabs)
-      if (Run::unpack(A::load_acquire(s.run(head))).token == dead) orphan_slab(s, head);
+    // Ownerless ones as well: whoever freed the last block or orphaned the slab may have died
+    // before it could give the slab back.
+    for (const std::uint32_t head : slabs) {
+      const Token owner = Run::unpack(A::load_acquire(s.run(head))).token;
+      if (owner == dead || owner == 0) orphan_slab(s, head);
+    }
     for (const std::uint32_t head : runs_in(s, RunState::kReserved))
       if (Run::unpack(A::load_acquire(s.run(head))).token == dead) (void)RunHeap(s).free(head);
     A::fetch_add(s.header().reaps, 1);
