@@ -133,21 +133,22 @@ class WithoutGil {
 [[nodiscard]] std::int64_t until_of(nb::handle timeout);
 [[nodiscard]] std::int64_t until_of(bool block, nb::handle timeout);
 
-/// Calls `step()` without the GIL until it answers something but kSlice; runs Python's signal
+/// Calls `step(wait)` without the GIL until it answers something but kSlice; runs Python's signal
 /// handlers in between, whose exception ends the wait.
 template <class Step>
 Status wait_for(Endpoint& end, Step&& step) {
   struct Finish {
     Endpoint& e;
-    ~Finish() { e.finish_wait(); }
-  } const finish{end};
+    Wait wait;
+    ~Finish() { e.finish_wait(wait); }
+  } finish{end, {}};
   const bool runs_signals = is_main_thread();
   for (;;) {
     Status status = Status::kSlice;
     {
       const WithoutGil released;
       do {
-        status = step();
+        status = step(finish.wait);
       } while (status == Status::kSlice && !runs_signals);
     }
     if (status != Status::kSlice) return status;

@@ -41,7 +41,9 @@ PyRecord* recv_view(PyReceiver& self, nb::handle timeout) {
 bool poll(PyReceiver& self, nb::handle timeout) {
   require_seat(*self.core);
   const std::int64_t until = until_of(timeout);
-  const Status status = wait_for(self.end, [&] { return self.end.poll_slice(until); });
+  const Status status = wait_for(self.end, [&](Wait& wait) {
+    return self.end.poll_slice(until, wait);
+  });
   if (status == Status::kOk) return true;
   if (status == Status::kEmpty) return false;
   raise_status(status);

@@ -87,8 +87,7 @@ void Endpoint::leave() noexcept {
 }
 
 void Endpoint::close() {
-  if (closed_) return;
-  closed_ = true;
+  if (closed_.exchange(true)) return;
   if (!shared_ && A::load_acquire(mine().owner) == s_.token()) {
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
     // C4 release, to peer_gone: all that was published is older.
@@ -121,10 +120,10 @@ Status Endpoint::peer_gone(bool prove) noexcept {
   return verdict();
 }
 
-std::int64_t Endpoint::slice_end(std::int64_t until_ns) noexcept {
+std::int64_t Endpoint::slice_end(std::int64_t until_ns, Wait& wait) noexcept {
   const std::int64_t now = platform::monotonic_ns();
-  if (wait_began_ == 0) wait_began_ = now;
-  const std::int64_t slice = now - wait_began_ < kFirstSecond ? kShortSlice : kLongSlice;
+  if (wait.began == 0) wait.began = now;
+  const std::int64_t slice = now - wait.began < kFirstSecond ? kShortSlice : kLongSlice;
   return until_ns - now < slice ? until_ns : now + slice;
 }
 
@@ -159,17 +158,16 @@ bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noex
 }
 
 template <class Ready>
-void Endpoint::sleep(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept {
+void Endpoint::sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait,
+                     Ready&& ready) noexcept {
   const std::uint32_t word = bell.announce();  // D1
   if (ready()) return;
-  slept_ = true;
-  bell.sleep(word, slice_end(until_ns));
+  wait.slept = true;
+  bell.sleep(word, slice_end(until_ns, wait));
 }
 
-void Endpoint::finish_wait() noexcept {
-  wait_began_ = 0;
-  if (!slept_) return;
-  slept_ = false;
+void Endpoint::finish_wait(const Wait& wait) noexcept {
+  if (!wait.slept) return;
   Doorbell<> bell(end_ == End::kSender ? row_.room : row_.data, s_.asymmetric());
   bell.leave();  // D2
   const bool more = end_ == End::kReceiver ? pending() != 0
@@ -278,14 +276,15 @@ Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& 
   return status;
 }
 
-Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& why) {
+Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& why,
+                             Wait& wait) {
   const auto look_for_hangup = [this] {
     if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0) return;
     platform::FdEvents events;
     if (platform::poll_fd(bell_fd_, 0, events) > 0 && events.hangup) hangup_ = true;
   };
   look_for_hangup();
-  const Status status = try_send(m, slice_end(platform::kForever), why);
+  const Status status = try_send(m, slice_end(platform::kForever, wait), why);
   if (status != Status::kFull) return status == Status::kContended ? Status::kSlice : status;
   if (platform::monotonic_ns() >= until_ns) return Status::kFull;
   const std::uint64_t weight = m.weight();
@@ -294,7 +293,7 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
     return has_room(weight) ||
            A::load_acquire(other().state) != static_cast<std::uint32_t>(EndState::kOpen);
   };
-  if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, ready);
+  if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, wait, ready);
   if (!ready() && peer_gone(true) != Status::kOk) return Status::kBroken;
   return Status::kSlice;
 }
@@ -403,28 +402,28 @@ Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
   return status;
 }
 
-void ReceiverEnd::wait_data(std::int64_t until_ns) noexcept {
+void ReceiverEnd::wait_data(std::int64_t until_ns, Wait& wait) noexcept {
   Doorbell<> bell(row_.data, s_.asymmetric());
   const auto ready = [this] { return has_data(); };
   if (spin(bell, until_ns, ready)) return;
   if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0) {
-    sleep(bell, until_ns, ready);
+    sleep(bell, until_ns, wait, ready);
     return;
   }
   // No flag is needed: the byte stands as long as the ring is not empty (D4). It may stand longer
   // while nobody watches, so that a receiver that does not sleep costs no system call.
   drain_if_empty(kBellToken);
   platform::FdEvents events;
-  if (platform::poll_fd(bell_fd_, slice_end(until_ns), events) > 0 && events.hangup) hangup_ = true;
+  if (platform::poll_fd(bell_fd_, slice_end(until_ns, wait), events) > 0 && events.hangup) hangup_ = true;
 }
 
-Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns) noexcept {
+Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait) noexcept {
   if (bell_kind_ == BellKind::kSocket && bell_fd_ >= 0 && !hangup_) {
     platform::FdEvents events;
     if (platform::poll_fd(bell_fd_, 0, events) > 0) hangup_ = events.hangup;
   }
   Status gone = peer_gone(false);  // D7: first whether the other side is gone,
-  Status status = try_receive(m, slice_end(platform::kForever));  // then the ring
+  Status status = try_receive(m, slice_end(platform::kForever, wait));  // then the ring
   if (status == Status::kContended) return Status::kSlice;
   if (status != Status::kEmpty) return status;
   if (gone != Status::kOk) return gone;
@@ -433,12 +432,12 @@ Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns) noexcept {
     if (gone == Status::kOk) return Status::kEmpty;
     return Status::kSlice;  // once more, with D7's order
   }
-  wait_data(until_ns);
+  wait_data(until_ns, wait);
   if (!has_data()) (void)peer_gone(true);
   return Status::kSlice;
 }
 
-Status ReceiverEnd::poll_slice(std::int64_t until_ns) noexcept {
+Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
   if (closed_) return Status::kClosed;
   if (has_data()) return Status::kOk;
   if (bell_kind_ == BellKind::kSocket && bell_fd_ >= 0 && !hangup_) {
@@ -449,7 +448,7 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns) noexcept {
   if (platform::monotonic_ns() >= until_ns) {
     // A producer killed between its publish and its count left an item that is not counted.
     bool found = false;
-    if (enter(slice_end(platform::kForever)) == Status::kOk) {
+    if (enter(slice_end(platform::kForever, wait)) == Status::kOk) {
       const std::uint64_t head = A::load_acquire(row_.receiver.ring);
       ring_offset_ = open_ring(s_, head, id_, ring_) ? head : 0;
       found = ring_offset_ != 0 &&
@@ -460,7 +459,7 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns) noexcept {
     }
     return found ? Status::kOk : Status::kEmpty;
   }
-  wait_data(until_ns);
+  wait_data(until_ns, wait);
   return has_data() || hangup_ ? Status::kOk : Status::kSlice;
 }
 

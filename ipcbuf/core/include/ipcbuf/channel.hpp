@@ -99,6 +99,12 @@ struct Incoming {
   alignas(16) std::byte payload[kMaxInline];
 };
 
+/// One blocking call. Several threads may wait in one endpoint, so it is the caller's.
+struct Wait {
+  bool slept = false;
+  std::int64_t began = 0;
+};
+
 /// What both kinds of endpoint have: a channel, a seat at one end, and how to wait.
 class Endpoint {
  public:
@@ -117,7 +123,7 @@ class Endpoint {
   void close();
   [[nodiscard]] bool is_closed() const noexcept { return closed_; }
   /// After a blocking call, whatever its outcome (D2).
-  void finish_wait() noexcept;
+  void finish_wait(const Wait& wait) noexcept;
 
  protected:
   [[nodiscard]] EndRow& mine() noexcept { return end_ == End::kSender ? row_.sender : row_.receiver; }
@@ -129,11 +135,11 @@ class Endpoint {
   void leave() noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
-  [[nodiscard]] std::int64_t slice_end(std::int64_t until_ns) noexcept;
+  [[nodiscard]] static std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept;
   template <class Ready>
   [[nodiscard]] bool spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
   template <class Ready>
-  void sleep(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
+  void sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&& ready) noexcept;
 
   Segment& s_;
   ChannelRow& row_;
@@ -142,17 +148,16 @@ class Endpoint {
   const bool shared_;
   const BellKind bell_kind_;
   int bell_fd_ = -1;
-  bool closed_ = false;
-  bool hangup_ = false;
+  std::atomic<bool> closed_ = false;
+  std::atomic<bool> hangup_ = false;
   std::atomic_flag busy_;  // an exclusive end: a thread is inside
   Ring<> ring_;            // as last opened
   std::uint64_t ring_offset_ = 0;
 
  private:
-  bool slept_ = false;
-  std::int64_t wait_began_ = 0;
-  std::int64_t spin_ns_;
-  std::uint32_t spin_pause_ = 0;
+  // Estimates that all threads here share; what one of them overwrites does no harm.
+  std::atomic<std::int64_t> spin_ns_;
+  std::atomic<std::uint32_t> spin_pause_ = 0;
 };
 
 class SenderEnd : public Endpoint {
@@ -162,7 +167,8 @@ class SenderEnd : public Endpoint {
   /// One attempt that does not wait for room. The message's blocks are the channel's on kOk.
   [[nodiscard]] Status try_send(const Outgoing& message, std::int64_t lock_until, Failure& why);
   /// One attempt and at most one slice of waiting. kSlice: look for signals and call again.
-  [[nodiscard]] Status send_slice(const Outgoing& message, std::int64_t until_ns, Failure& why);
+  [[nodiscard]] Status send_slice(const Outgoing& message, std::int64_t until_ns, Failure& why,
+                                  Wait& wait);
   [[nodiscard]] bool is_full() noexcept;
 
  private:
@@ -178,9 +184,10 @@ class ReceiverEnd : public Endpoint {
       : Endpoint(segment, id, End::kReceiver) {}
 
   [[nodiscard]] Status try_receive(Incoming& message, std::int64_t lock_until) noexcept;
-  [[nodiscard]] Status receive_slice(Incoming& message, std::int64_t until_ns) noexcept;
+  [[nodiscard]] Status receive_slice(Incoming& message, std::int64_t until_ns,
+                                     Wait& wait) noexcept;
   /// Waits a slice for a message without taking it. kOk: one is there, or the end is.
-  [[nodiscard]] Status poll_slice(std::int64_t until_ns) noexcept;
+  [[nodiscard]] Status poll_slice(std::int64_t until_ns, Wait& wait) noexcept;
   /// Makes the descriptor level-triggered from now on (D4). kFull: this channel has none.
   [[nodiscard]] Status arm() noexcept;
 
@@ -189,7 +196,7 @@ class ReceiverEnd : public Endpoint {
   [[nodiscard]] bool has_data() noexcept;
   [[nodiscard]] bool is_empty() noexcept;
   void drain_if_empty(std::uint32_t flags) noexcept;
-  void wait_data(std::int64_t until_ns) noexcept;
+  void wait_data(std::int64_t until_ns, Wait& wait) noexcept;
 };
 
 }  // namespace ipcbuf
