@@ -138,7 +138,7 @@ def _serve(
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
     busy_with = board.slot(slot)
-    with contextlib.suppress(ipcbuf.PeerError):  # nobody is left to work for
+    with contextlib.suppress(ipcbuf.PeerError), tasks, results:  # until nobody is left to work for
         for _ in itertools.count() if max_tasks is None else range(max_tasks):
             task = _next_task(tasks, parent)
             if task is None:
@@ -655,6 +655,8 @@ class _Pool:
         self._task_receiver.close()
         self._result_sender.close()
         self._result_receiver.close()
+        if self.broken:
+            self.segment.reap()  # what the dead had in their hands
 
 
 class _Watcher(threading.Thread):
