@@ -35,7 +35,8 @@ def check() -> None:
         warnings.simplefilter("always")
         segment = find_segment()
 
-    print(f"ipcbuf {installed('ipcbuf')}, Python {platform.python_version()}", end=", ")
+    print(f"ipcbuf {installed('ipcbuf') or '(not installed)'}", end=", ")
+    print(f"Python {platform.python_version()}", end=", ")
     print(f"{platform.system()} {platform.release()} {platform.machine()}")
     if segment is None:
         print("Nothing is ours here, all classes are the standard library's:")
@@ -131,7 +132,8 @@ def segment_numbers(segment: ipcbuf.Segment) -> Iterator[tuple[str, str]]:
     yield "max_size", size(segment.max_size)
     yield "committed now", size(segment.committed)
     for name, value in segment.stats().items():
-        yield name, f"{value:,}"
+        if name not in ("max_size", "committed_bytes"):
+            yield name.replace("_", " "), f"{value:,}"
 
 
 def mapped_bytes(descriptor: int) -> int:

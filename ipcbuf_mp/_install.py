@@ -117,11 +117,13 @@ class _InstallingPath(list[str]):
     CODE = """[
         setattr(__import__('sys'), 'path', home + path),
         __import__('ipcbuf_mp._install', fromlist=['*']).install_in_child(),
+        home and __import__('ipcbuf'),
         setattr(__import__('sys'), 'path', path),
     ] and path"""
 
     def _variables(self) -> dict[str, list[str]]:
-        # The program may have lost our own folder from its path, as `python -m ipcbuf_mp` does.
+        # Our own folder may be off the program's path: `python -m ipcbuf_mp` takes the current one
+        # off. Then what is usually imported later, ipcbuf, has to be imported while it is on it.
         home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
         return {"path": list(self), "home": [] if home in self else [home]}
 
