@@ -110,12 +110,13 @@ Status Endpoint::peer_gone(bool prove) noexcept {
     return Status::kOk;
   };
   Status gone = verdict();
-  if (gone != Status::kOk || !prove || shared_) return gone;
+  if (gone != Status::kOk || !prove) return gone;
+  HoldList& holds = end_ == End::kSender ? row_.receiver_holds : row_.sender_holds;
   const Token owner = A::load_acquire(other().owner);
   if (owner != 0) {
     if (s_.is_dead(owner)) reap(s_, owner);
-  } else {
-    reap_dead_holders(s_, end_ == End::kSender ? row_.receiver_holds : row_.sender_holds);
+  } else if (!has_hold(s_, holds, HoldKind::kProcess, s_.token())) {
+    reap_dead_holders(s_, holds);  // no need to look if we hold the other end ourselves
   }
   return verdict();
 }

@@ -116,6 +116,12 @@ bool drop_hold(Segment& s, HoldList& list, HoldKind kind, std::uint32_t id, bool
   return is_unheld(s, list);
 }
 
+bool has_hold(Segment& s, HoldList& list, HoldKind kind, std::uint32_t id) noexcept {
+  return any_cell(s, list, [&](Atomic<std::uint64_t>& cell) {
+    return same(Hold::unpack(A::load_acquire(cell)), kind, id);
+  });
+}
+
 bool is_unheld(Segment& s, HoldList& list) noexcept {
   return !any_cell(s, list,
                    [](Atomic<std::uint64_t>& cell) { return A::load_acquire(cell) != 0; });

@@ -29,6 +29,8 @@ namespace ipcbuf {
 /// Takes one count (or all) of {kind, id} away. True if the list is empty afterwards.
 bool drop_hold(Segment& segment, HoldList& list, HoldKind kind, std::uint32_t id,
                bool all) noexcept;
+[[nodiscard]] bool has_hold(Segment& segment, HoldList& list, HoldKind kind,
+                            std::uint32_t id) noexcept;
 [[nodiscard]] bool is_unheld(Segment& segment, HoldList& list) noexcept;
 /// True if one of the processes in the list is dead and was reaped.
 bool reap_dead_holders(Segment& segment, HoldList& list) noexcept;
