@@ -156,10 +156,13 @@ void adopt_chain(Segment& s, HoldList& list) noexcept {
   for (std::uint32_t steps = 0; next != 0 && steps < s.constants().max_entries; ++steps) {
     if (next > s.constants().max_entries) return;
     SharedEntry& entry = s.entry(static_cast<std::uint32_t>(next - 1));
-    const EntryWord word = EntryWord::unpack(A::load_acquire(entry.state));
-    A::store_release(entry.state,
-                     EntryWord{EntryState::kClaimed, word.generation, s.token()}.pack());
+    std::uint64_t word = A::load_acquire(entry.state);
+    const EntryWord old = EntryWord::unpack(word);
     next = A::load_acquire(entry.holds.next);
+    if (old.state != EntryState::kClaimed) return;
+    // Another finisher may have been faster, and the entry another's by now: not by plain store.
+    A::compare_exchange(entry.state, word,
+                        EntryWord{EntryState::kClaimed, old.generation, s.token()}.pack());
   }
 }
 

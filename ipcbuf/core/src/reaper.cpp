@@ -129,10 +129,19 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
   for (int tries = 0; tries < 100; ++tries) {
     std::uint64_t at = A::load_acquire(row.receiver.ring);
     bool whole = true;
+    std::uint64_t base = 0;
     for (std::uint32_t steps = 0; at != 0 && steps <= s.constants().max_pages; ++steps) {
       Ring<> ring;
       if (!open_ring(s, at, id, ring)) {
         whole = false;  // its receiver moved on, or it is corrupted
+        break;
+      }
+      // A ring is freed when its receiver moves on, and its memory may come back as a later ring
+      // of the same channel; the items sent before it tell the two apart.
+      if (steps == 0) base = ring.header->items_base;
+      if (ring.header->items_base != base ||
+          (steps == 0 && A::load_acquire(row.receiver.ring) != at)) {
+        whole = false;
         break;
       }
       out.rings.insert(at);
@@ -163,7 +172,16 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
         index_at = start + header.size;
         ++read.items;
       }
-      at = A::load_acquire(ring.header->next);
+      const std::uint64_t next = A::load_acquire(ring.header->next);
+      // Behind `next` nothing is written any more, so this is where the next ring begins.
+      const RingWord last = RingWord::unpack(A::load_acquire(ring.header->write_word));
+      Ring<> still;
+      if (!whole || !open_ring(s, at, id, still) || ring.header->items_base != base) {
+        whole = false;
+        break;
+      }
+      base = static_cast<std::uint32_t>(base + last.items);
+      at = next;
     }
     if (whole || A::load_acquire(row.state) != state) return;
   }
