@@ -16,32 +16,69 @@ What is deliberately different from the standard library is listed in docs/diffe
 from __future__ import annotations
 
 import multiprocessing as _multiprocessing
-from multiprocessing import *  # noqa: F403 - all of it is what this module is
 
 from .context import default_context as _default_context
 
 TYPE_CHECKING = False  # importing typing would take longer than all the rest
 if TYPE_CHECKING:
+    from multiprocessing import Array as Array
+    from multiprocessing import AuthenticationError as AuthenticationError
+    from multiprocessing import Barrier as Barrier
+    from multiprocessing import BoundedSemaphore as BoundedSemaphore
+    from multiprocessing import BufferTooShort as BufferTooShort
+    from multiprocessing import Condition as Condition
+    from multiprocessing import Event as Event
+    from multiprocessing import Lock as Lock
+    from multiprocessing import Process as Process
+    from multiprocessing import ProcessError as ProcessError
+    from multiprocessing import RawArray as RawArray
+    from multiprocessing import RawValue as RawValue
+    from multiprocessing import RLock as RLock
+    from multiprocessing import Semaphore as Semaphore
+    from multiprocessing import TimeoutError as TimeoutError  # noqa: A004
+    from multiprocessing import Value as Value
+    from multiprocessing import active_children as active_children
+    from multiprocessing import allow_connection_pickling as allow_connection_pickling
+    from multiprocessing import cpu_count as cpu_count
+    from multiprocessing import current_process as current_process
+    from multiprocessing import freeze_support as freeze_support
+    from multiprocessing import get_logger as get_logger
+    from multiprocessing import log_to_stderr as log_to_stderr
+    from multiprocessing import parent_process as parent_process
+    from multiprocessing import reducer as reducer
+    from multiprocessing import set_executable as set_executable
+    from multiprocessing import set_forkserver_preload as set_forkserver_preload
+
     from . import connection as connection
     from . import executor as executor
     from . import queues as queues
     from ._install import install as install
     from ._install import uninstall as uninstall
     from .executor import Executor as Executor
+    from .queues import JoinableQueue as JoinableQueue
+    from .queues import Queue as Queue
+    from .queues import SimpleQueue as SimpleQueue
 
     ProcessPoolExecutor = Executor
+else:
+    # All that multiprocessing exports in the running Python, as far as it is not ours.
+    globals().update({name: getattr(_multiprocessing, name) for name in _multiprocessing.__all__})
+
+    JoinableQueue = _default_context.JoinableQueue
+    Queue = _default_context.Queue
+    SimpleQueue = _default_context.SimpleQueue
 
 __all__ = sorted(
     {*_multiprocessing.__all__, "Executor", "ProcessPoolExecutor", "install", "uninstall"}
 )
 
-JoinableQueue = _default_context.JoinableQueue
 Manager = _default_context.Manager
 Pipe = _default_context.Pipe
 Pool = _default_context.Pool
-Queue = _default_context.Queue
-SimpleQueue = _default_context.SimpleQueue
+get_all_start_methods = _default_context.get_all_start_methods
 get_context = _default_context.get_context
+get_start_method = _default_context.get_start_method
+set_start_method = _default_context.set_start_method
 
 # Where to find what is imported when it is first asked for: importing this package is to be as
 # quick as importing multiprocessing.

@@ -202,11 +202,11 @@ def dump_bytes(obj: object) -> bytes:
 # -- numpy arrays -----------------------------------------------------------------------------
 
 
-def _reduce_array(array: numpy.ndarray[Any, Any]) -> tuple[Any, ...]:
+def _reduce_array(array: numpy.ndarray[Any, Any]) -> Any:
     """Reduce an array to a buffer, so that its bytes are copied once, into the heap."""
     dtype = array.dtype
     if dtype.hasobject:
-        return array.__reduce__()  # type: ignore[no-any-return]
+        return array.__reduce__()
     flags = array.flags
     order = "C"
     if not flags.c_contiguous:
@@ -217,9 +217,10 @@ def _reduce_array(array: numpy.ndarray[Any, Any]) -> tuple[Any, ...]:
     code = _dtype_codes().get(id(dtype), dtype)
     try:
         # Times have no letter in the buffer protocol; their bytes travel as integers.
-        buffer = pickle.PickleBuffer(array.view("i8") if dtype.kind in "mM" else array)
+        exported: Any = array.view("i8") if dtype.kind in "mM" else array
+        buffer = pickle.PickleBuffer(exported)
     except (ValueError, BufferError):  # the same, within a structure
-        return array.__reduce__()  # type: ignore[no-any-return]
+        return array.__reduce__()
     return _rebuild_array, (array.shape, code, buffer, order)
 
 

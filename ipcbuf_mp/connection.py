@@ -51,7 +51,7 @@ CAPACITY = 64 * 1024  # bytes of messages; a larger message is let in alone
 class End(NamedTuple):
     """One end of a channel, in a form that can be sent to another process once."""
 
-    segment: ipcbuf.Segment
+    segment: Any  # an ipcbuf.Segment
     channel_id: int
     transit: int
 
@@ -62,11 +62,13 @@ class End(NamedTuple):
 
     def sender(self) -> ipcbuf.Sender:
         """Open the sending end here."""
-        return self.segment.open_sender(self.channel_id, self.transit)
+        sender: ipcbuf.Sender = self.segment.open_sender(self.channel_id, self.transit)
+        return sender
 
     def receiver(self) -> ipcbuf.Receiver:
         """Open the receiving end here."""
-        return self.segment.open_receiver(self.channel_id, self.transit)
+        receiver: ipcbuf.Receiver = self.segment.open_receiver(self.channel_id, self.transit)
+        return receiver
 
 
 class Connection(_stdlib.Connection):
@@ -78,6 +80,12 @@ class Connection(_stdlib.Connection):
 
     _sender: ipcbuf.Sender | None = None
     _receiver: ipcbuf.Receiver | None = None
+
+    if TYPE_CHECKING:  # what the base class has, and typeshed does not say
+        _handle: int | None
+        _readable: bool
+
+        def _check_closed(self) -> None: ...
 
     def __init__(
         self, handle: int, sender: ipcbuf.Sender | None, receiver: ipcbuf.Receiver | None
@@ -213,12 +221,12 @@ class Connection(_stdlib.Connection):
             _close(handle)
 
     def __reduce__(self) -> tuple[Callable[..., Connection], tuple[Any, ...]]:
-        self._check_closed()
+        handle = super().fileno()
         sender = self._sender and End.pack(self._sender)
         receiver = self._receiver and End.pack(self._receiver)
         return _rebuild_connection, (
             self._travels_as(),
-            reduction.DupFd(self._handle),
+            reduction.DupFd(handle),
             sender,
             receiver,
         )

@@ -73,7 +73,7 @@ class ContextMethods:
     def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:  # noqa: N802
         """Return a queue, as `multiprocessing.Queue`."""
         if not engine_works():
-            return _from_stdlib("Queue", self, maxsize)
+            return _from_stdlib("Queue", self, maxsize)  # type: ignore[no-any-return]
         from .queues import Queue
 
         return Queue(maxsize, ctx=_concrete(self))
@@ -81,7 +81,7 @@ class ContextMethods:
     def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:  # noqa: N802
         """Return a queue with `task_done` and `join`, as `multiprocessing.JoinableQueue`."""
         if not engine_works():
-            return _from_stdlib("JoinableQueue", self, maxsize)
+            return _from_stdlib("JoinableQueue", self, maxsize)  # type: ignore[no-any-return]
         from .queues import JoinableQueue
 
         return JoinableQueue(maxsize, ctx=_concrete(self))
@@ -89,7 +89,7 @@ class ContextMethods:
     def SimpleQueue(self) -> queues.SimpleQueue[Any]:  # noqa: N802
         """Return a shared pipe, as `multiprocessing.SimpleQueue`."""
         if not engine_works():
-            return _from_stdlib("SimpleQueue", self)
+            return _from_stdlib("SimpleQueue", self)  # type: ignore[no-any-return]
         from .queues import SimpleQueue
 
         return SimpleQueue(ctx=_concrete(self))
@@ -99,7 +99,7 @@ class ContextMethods:
     ) -> tuple[connection.Connection, connection.Connection]:
         """Return the two ends of a pipe, as `multiprocessing.Pipe`."""
         if not engine_works():
-            return _from_stdlib("Pipe", self, duplex)
+            return _from_stdlib("Pipe", self, duplex)  # type: ignore[no-any-return]
         from .connection import Pipe
 
         return Pipe(duplex)
@@ -148,7 +148,7 @@ def _context_of(method: str) -> BaseContext:
         context = _contexts[method]
     except KeyError:
         raise ValueError(f"cannot find context for {method!r}") from None
-    context._check_available()  # type: ignore[attr-defined]
+    context._check_available()
     engine_works()
     return context
 
@@ -179,7 +179,7 @@ class DefaultContext(ContextMethods, multiprocessing.context.DefaultContext):  #
         """Set the start method of this process, once unless *force* is given."""
         _stdlib_default.set_start_method(method, force)
 
-    def get_start_method(self, allow_none: bool = False) -> str | None:
+    def get_start_method(self, allow_none: bool = False) -> Any:
         """Return the current start method; None if *allow_none* and none was used or set."""
         return _stdlib_default.get_start_method(allow_none)
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import ipcbuf
 
 from .connection import Connection, End, make_pipe
+from .context import default_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +105,7 @@ class Queue(_Typed[T]):
 
     _descriptor: _Descriptor | None = None
 
-    def __init__(self, maxsize: int = 0, *, ctx: BaseContext) -> None:
+    def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:
         sender, receiver = ipcbuf.default_segment().channel(
             max_items=max(maxsize, 0), shared=True, bell="eventfd"
         )
@@ -143,7 +144,7 @@ class Queue(_Typed[T]):
         if "_on_queue_feeder_error" in cls.__dict__:
             cls.put = _reporting_to_hook(cls.put)  # type: ignore[method-assign]
 
-    __class_getitem__ = classmethod(GenericAlias)
+    __class_getitem__: Any = classmethod(GenericAlias)
 
     # -- pickling -----------------------------------------------------------------------------
 
@@ -212,9 +213,10 @@ class Queue(_Typed[T]):
     def _maxsize(self) -> int:
         if self._given_maxsize > 0:
             return self._given_maxsize
-        from multiprocessing.synchronize import SEM_VALUE_MAX
+        from multiprocessing import synchronize
 
-        return SEM_VALUE_MAX
+        unlimited: int = synchronize.SEM_VALUE_MAX  # type: ignore[attr-defined]
+        return unlimited
 
     @property
     def _closed(self) -> bool:
@@ -269,8 +271,9 @@ def _reporting_to_hook(put: Callable[..., None]) -> Callable[..., None]:
 class JoinableQueue(Queue[T]):
     """A queue whose users report what they have finished, as `multiprocessing.JoinableQueue`."""
 
-    def __init__(self, maxsize: int = 0, *, ctx: BaseContext) -> None:
+    def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:
         super().__init__(maxsize, ctx=ctx)
+        ctx = ctx or default_context
         self._unfinished_tasks = ctx.Semaphore(0)
         self._cond = ctx.Condition()
 
@@ -356,7 +359,7 @@ class SimpleQueue(Generic[T]):
     Contexts make it. Nobody holds a lock while waiting in it, so no death can leave one held.
     """
 
-    def __init__(self, *, ctx: BaseContext) -> None:
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:
         self._set_up(*make_pipe(_LockableReader, duplex=False))
 
     def _set_up(self, reader: _LockableReader, writer: Connection) -> None:

@@ -66,7 +66,7 @@ class Numbers(list[Any]):
 @pytest.fixture
 def channels() -> Iterator[list[Callable[[Any], Any]]]:
     """Two ways to send an object and get it back: a queue and a pipe."""
-    q = ipcbuf_mp.Queue()
+    q: Any = ipcbuf_mp.Queue()
     reader, writer = ipcbuf_mp.Pipe(duplex=False)
 
     def through_queue(obj: Any) -> Any:
@@ -125,7 +125,7 @@ def same(a: Any, b: Any, seen: dict[int, int] | None = None) -> bool:
         case Node():
             return same(a.value, b.value, seen) and same(a.rest, b.rest, seen)
         case decimal.Decimal():
-            return a.as_tuple() == b.as_tuple()
+            return bool(a.as_tuple() == b.as_tuple())
     return bool(a == b)
 
 
@@ -266,6 +266,9 @@ class Plain:
     def __init__(self, value: object = None) -> None:
         self.value = value
 
+    def get(self) -> object:
+        return self.value
+
 
 class TestReducers:
     @pytest.fixture(autouse=True)
@@ -292,7 +295,7 @@ class TestReducers:
     def test_one_of_copyreg_counts_and_ours_precede_it(
         self, channels: list[Callable[[Any], Any]]
     ) -> None:
-        copyreg.pickle(Plain, lambda _obj: (str, ("by copyreg",)))  # type: ignore[arg-type]
+        copyreg.pickle(Plain, lambda _obj: (str, ("by copyreg",)))  # type: ignore[arg-type,return-value]
         assert channels[0](Plain()) == "by copyreg"
         ForkingPickler.register(Plain, lambda _obj: (str, ("by multiprocessing",)))
         assert channels[0](Plain()) == "by multiprocessing"
@@ -303,7 +306,7 @@ class TestReducers:
         assert channels[0](np.zeros(5000)) == 5000
 
     def test_those_of_multiprocessing_work(self, channels: list[Callable[[Any], Any]]) -> None:
-        for obj in (Plain("bound").__init__, list.append, functools.partial(int, "11", base=2)):
+        for obj in (Plain("bound").get, list.append, functools.partial(int, "11", base=2)):
             got = channels[0](obj)
             assert type(got) is type(obj)
         assert channels[0](functools.partial(int, "11", base=2))() == 3
@@ -455,7 +458,7 @@ ARRAYS = {
     "half": np.ones(5000, "f2"),
     "long double": np.ones(5000, "g"),
     "matrix class": np.ones((100, 100)).view(np.matrix),
-    "masked": np.ma.masked_array(np.arange(5000), np.arange(5000) % 2),
+    "masked": np.ma.masked_array(np.arange(5000), np.arange(5000) % 2 == 0),
 }
 
 

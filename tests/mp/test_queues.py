@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 
+import ipcbuf
 import ipcbuf_mp
 import ipcbuf_mp.queues
 
@@ -406,7 +408,7 @@ class QueueContract(Contract):
     def test_overriding_put_and_get_covers_the_nowait_forms(self, here: Any) -> None:
         base = self.queue_class()
 
-        class Logging(base):  # type: ignore[misc]
+        class Logging(base):  # type: ignore[misc,valid-type]
             log: ClassVar[list[object]] = []
 
             def put(self, obj: object, block: bool = True, timeout: float | None = None) -> None:
@@ -429,7 +431,7 @@ class QueueContract(Contract):
         base = self.queue_class()
         seen: queue.Queue[tuple[Exception, object]] = queue.Queue()
 
-        class Hooked(base):  # type: ignore[misc]
+        class Hooked(base):  # type: ignore[misc,valid-type]
             def _on_queue_feeder_error(self, e: Exception, obj: object) -> None:
                 seen.put((e, obj))
 
@@ -446,14 +448,14 @@ class QueueContract(Contract):
 
 
 class TestQueueOfTheStandardLibrary(QueueContract):
-    library = multiprocessing
+    library: ClassVar[ModuleType] = multiprocessing
 
     def queue_class(self) -> Any:
         return multiprocessing.queues.Queue
 
 
 class OurQueue(QueueContract):
-    library = ipcbuf_mp
+    library: ClassVar[ModuleType] = ipcbuf_mp
 
     def queue_class(self) -> Any:
         return ipcbuf_mp.queues.Queue
@@ -515,9 +517,9 @@ class TestQueue(OurQueue):
         inner = context.Queue(3)
         inner.put("inside")
         carrier.put(inner)
-        carrier.put(None)
 
-        got = answers.get(timeout=PATIENCE)
+        got = answers.get(timeout=PATIENCE)  # while the sender is there to hand out a descriptor
+        carrier.put(None)
 
         assert type(got) is type(inner)
         assert (got._maxsize, got.qsize()) == (3, 1)
@@ -603,13 +605,13 @@ class TestQueue(OurQueue):
         use()
         before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
         in_shm = set(os.listdir("/dev/shm"))  # noqa: PTH208
-        used = ipcbuf_mp.connection.ipcbuf.default_segment().committed
+        used = ipcbuf.default_segment().committed
         for _ in range(1000):
             use()
 
         assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
         assert set(os.listdir("/dev/shm")) <= in_shm  # noqa: PTH208
-        assert ipcbuf_mp.connection.ipcbuf.default_segment().committed <= used + 2**20
+        assert ipcbuf.default_segment().committed <= used + 2**20
 
     def test_a_queue_has_one_descriptor(self, here: Any) -> None:
         here.Queue()
@@ -619,8 +621,8 @@ class TestQueue(OurQueue):
         assert len(os.listdir("/proc/self/fd")) == before + len(queues)  # noqa: PTH208
 
     def test_class_takes_a_type_parameter(self) -> None:
-        assert ipcbuf_mp.queues.Queue[int].__origin__ is ipcbuf_mp.queues.Queue
-        assert ipcbuf_mp.queues.SimpleQueue[int].__origin__ is ipcbuf_mp.queues.SimpleQueue
+        for kind in (ipcbuf_mp.queues.Queue, ipcbuf_mp.queues.SimpleQueue):
+            assert typing.get_origin(kind[int]) is kind
 
 
 # --- JoinableQueue --------------------------------------------------------------------------------
@@ -670,11 +672,11 @@ class JoinableQueueContract(Contract):
 
 
 class TestJoinableQueueOfTheStandardLibrary(JoinableQueueContract):
-    library = multiprocessing
+    library: ClassVar[ModuleType] = multiprocessing
 
 
 class TestJoinableQueue(JoinableQueueContract):
-    library = ipcbuf_mp
+    library: ClassVar[ModuleType] = ipcbuf_mp
 
     def test_what_cannot_be_pickled_is_not_counted(self, here: Any) -> None:
         tasks = here.JoinableQueue()
@@ -759,11 +761,11 @@ class SimpleQueueContract(Contract):
 
 
 class TestSimpleQueueOfTheStandardLibrary(SimpleQueueContract):
-    library = multiprocessing
+    library: ClassVar[ModuleType] = multiprocessing
 
 
 class TestSimpleQueue(SimpleQueueContract):
-    library = ipcbuf_mp
+    library: ClassVar[ModuleType] = ipcbuf_mp
 
     def test_who_holds_the_lock_gets_what_poll_saw(self, context: Any, start: Start) -> None:
         """Pool.terminate() relies on it. Nobody waits for the lock here, as its workers would."""
