@@ -146,6 +146,15 @@ bool ThreadHeap::find_returned(SizeClass& c) {
   return false;
 }
 
+/// As `find_returned`, among the blocks known to be free.
+bool ThreadHeap::find_free(SizeClass& c) {
+  const auto found = std::find_if(c.slabs.begin(), c.slabs.end(),
+                                  [](const Slab& slab) { return slab.free != 0; });
+  if (found == c.slabs.end()) return false;
+  c.current = static_cast<std::size_t>(found - c.slabs.begin());
+  return true;
+}
+
 Status ThreadHeap::relieve(std::uint32_t pages, std::uint32_t& first, Failure& why) {
   // Cheapest first: our own empty slabs, the dead, then empty slabs of others.
   RunHeap heap(*segment_);
@@ -199,6 +208,9 @@ Status ThreadHeap::allocate(std::uint64_t length, std::uint64_t& offset, Failure
     if (find_returned(k)) continue;
     why = {};
     if (const Status status = new_slab(k, why); status != Status::kOk) {
+      // The search for room has looked at every header of ours: what came back to a slab that
+      // `find_returned` did not get to is known now.
+      if (status == Status::kExhausted && find_free(k)) continue;
       why.requested = length;
       return status;
     }

@@ -60,6 +60,7 @@ class ThreadHeap {
   [[nodiscard]] bool is_ours(const Slab& slab);
   void collect(const SizeClass& c, Slab& slab, bool every_header);
   [[nodiscard]] bool find_returned(SizeClass& c);
+  [[nodiscard]] bool find_free(SizeClass& c);
   [[nodiscard]] Status new_slab(SizeClass& c, Failure& why);
   [[nodiscard]] Status relieve(std::uint32_t pages, std::uint32_t& first, Failure& why);
 
