@@ -100,7 +100,7 @@ void bind_receiver(nb::module_& m) {
            nb::rv_policy::take_ownership,
            nb::sig("def recv_task(self, timeout: float | None = None) -> Task"),
            "Start and return the oldest task that was not cancelled.")
-      .def("poll", poll, nb::arg("timeout") = 0.0,
+      .def("poll", poll, nb::arg("timeout").none() = 0.0,
            nb::sig("def poll(self, timeout: float | None = 0.0) -> bool"),
            "Say whether a message, or the end, is there within *timeout* seconds. Takes nothing.")
       .def("pending", [](PyReceiver& self) { return self.end.pending(); },
