@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments that have to be sound and empty when their test is over, and processes."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+
+import ipcbuf
+from tests.mp.conftest import start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["start"]
+
+
+@pytest.fixture
+def segment() -> Iterator[ipcbuf.Segment]:
+    made = ipcbuf.Segment(max_size=256 << 20)
+
+    yield made
+
+    made.reap()
+    gc.collect()
+    assert made.fsck() == []
