@@ -919,7 +919,6 @@ class TestIpcbuf(ExecutorContract):
         assert outcomes.count(None) >= 1
         assert isinstance(probe.future.exception(LONG), BrokenProcessPool)
 
-    @pytest.mark.parametrize("moment", [0.0, 0.01, 0.05])
     def test_a_full_heap_fails_calls_and_nothing_else(
         self, make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -946,6 +945,7 @@ class TestIpcbuf(ExecutorContract):
         assert segment.stats()["process_blocks"] == 0
 
     # The standard library hangs here every now and then.
+    @pytest.mark.parametrize("moment", [0.0, 0.01, 0.05])
     def test_a_death_amid_large_transfers_hangs_nobody(
         self, executor: Executor, moment: float
     ) -> None:
