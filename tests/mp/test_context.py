@@ -246,6 +246,7 @@ class TestStartMethod:
                 except RuntimeError as error:
                     print(error)
             assert ipcbuf_mp.get_context() is ipcbuf_mp.get_context({method!r})
+            assert type(multiprocessing.get_context()).__module__ == "multiprocessing.context"
             """
             )
             == 2 * "context has already been set\n"

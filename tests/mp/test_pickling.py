@@ -19,7 +19,7 @@ import sys
 import threading
 import weakref
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -364,6 +364,18 @@ class TestRefusals:
             with pytest.raises(TypeError, match=r"cannot pickle '_thread\.lock' object"):
                 through(threading.Lock())
             assert through([1, {2}]) == [1, {2}]
+
+    def test_the_second_error_is_not_shown(self, channels: list[Callable[[Any], Any]]) -> None:
+        class Changes:
+            reasons: ClassVar[list[str]] = ["that of pickle", "that of cloudpickle"]
+
+            def __reduce__(self) -> Any:
+                raise TypeError(self.reasons.pop(0))
+
+        with pytest.raises(TypeError, match="that of pickle") as caught:
+            channels[0](Changes())
+        assert Changes.reasons == []
+        assert caught.value.__context__ is None
 
     def test_half_an_object_is_forgotten(self, channels: list[Callable[[Any], Any]]) -> None:
         first = Plain()

@@ -767,20 +767,23 @@ class TestSimpleQueueOfTheStandardLibrary(SimpleQueueContract):
 class TestSimpleQueue(SimpleQueueContract):
     library: ClassVar[ModuleType] = ipcbuf_mp
 
-    def test_who_holds_the_lock_gets_what_poll_saw(self, context: Any, start: Start) -> None:
-        """Pool.terminate() relies on it. Nobody waits for the lock here, as its workers would."""
-        requests, answers = context.SimpleQueue(), context.SimpleQueue()
-        worker = start(context, answer, requests, answers)
-        requests._rlock.acquire()
-        for number in range(50):
-            requests.put(number)
-        received = 0
-        while requests._reader.poll():
-            requests._reader.recv()
-            received += 1
-        while not answers.empty():
-            answers.get()
-            received += 1
+    def test_who_holds_the_lock_gets_what_poll_saw(self, here: Any) -> None:
+        """`Pool.terminate()` relies on it. Its workers, which still read, hold no lock here."""
+        carrier, far = here.Pipe()
+        q = here.SimpleQueue()
+        with carrier, far:
+            carrier.send(q)
+            worker = far.recv()
+        q.put(1)
+        q.put(2)
+        assert q._reader.poll()
+        assert worker.get() == 1
+        assert q._rlock.acquire(timeout=PATIENCE)
 
-        assert received <= 50
-        worker.kill()
+        assert q._reader.poll()
+        assert q._reader.poll()
+        assert worker.empty()
+        assert q._reader.recv() == 2
+        assert not q._reader.poll()
+        worker.close()
+        q.close()
