@@ -365,7 +365,7 @@ std::vector<Scenario> channel_scenarios() {
       options.max_items = 4;
       (void)add_channel(w, options), send_some(w, 1), waiting(w);
     };
-    s.stepped.act = [](World& w) { send_some(w, 1), w.op(1), receive_one(w), w.op(2), w.rx[0]->finish_wait(); };
+    s.stepped.act = [](World& w) { send_some(w, 1), w.op(1), receive_one(w), w.op(2), w.rx[0]->finish_wait({.slept = true}); };
     all.push_back(s);
   }
   {
@@ -388,9 +388,10 @@ std::vector<Scenario> channel_scenarios() {
     s.set_up = one_channel;
     s.stepped.act = [](World& w) {
       static Incoming m;
-      const Status status = w.rx[0]->receive_slice(m, platform::monotonic_ns() + 5'000'000);
+      Wait wait;
+      const Status status = w.rx[0]->receive_slice(m, platform::monotonic_ns() + 5'000'000, wait);
       REQUIRE(w, status == Status::kSlice || status == Status::kEmpty);
-      w.rx[0]->finish_wait();
+      w.rx[0]->finish_wait(wait);
     };
     all.push_back(s);
   }
