@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 PATIENCE = 60
 MIB = 1 << 20
+
+
+def descriptors() -> dict[str, str]:
+    """What each descriptor of this process is open on."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found[entry.name] = str(entry.readlink())
+    return found
 
 
 # --- what the child processes do ------------------------------------------------------------------
@@ -55,11 +65,7 @@ def send_segment(pipe: Connection) -> None:
 
 
 def report_descriptors(segments: list[ipcbuf.Segment], pipe: Connection) -> None:
-    names = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")  # noqa: PTH115, PTH208
-        if os.path.islink(f"/proc/self/fd/{fd}")
-    ]  # noqa: PTH114
+    names = descriptors().values()
     pipe.send((len({id(segment) for segment in segments}), sum("memfd:" in name for name in names)))
 
 
@@ -82,7 +88,7 @@ def test_a_segment_says_what_it_is(segment: ipcbuf.Segment) -> None:
     assert len(segment.uuid) == 16
     assert 0 < segment.committed <= segment.max_size
     assert segment.token != 0
-    assert os.readlink(f"/proc/self/fd/{segment.fd}").startswith("/memfd:")  # noqa: PTH115
+    assert descriptors()[str(segment.fd)].startswith("/memfd:")
     assert segment.uuid.hex()[:8] in repr(segment)
 
 
@@ -179,7 +185,7 @@ def test_the_memory_is_sealed_against_shrinking(segment: ipcbuf.Segment) -> None
 
 
 def test_nothing_remains_of_a_dropped_segment() -> None:
-    descriptors = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = descriptors()
     made = [ipcbuf.Segment(max_size=4 * MIB) for _ in range(20)]
     uuids = [segment.uuid.hex() for segment in made]
 
@@ -187,7 +193,7 @@ def test_nothing_remains_of_a_dropped_segment() -> None:
     gc.collect()
 
     assert all(ipcbuf.find_segment(bytes.fromhex(uuid)) is None for uuid in uuids)
-    assert set(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert descriptors() == before
 
 
 # --- in other processes ---------------------------------------------------------------------------
