@@ -502,13 +502,13 @@ class _Pool:
         try:
             self._watcher.start()
             self.collector.start()
-        except BaseException:  # no more threads: nobody would tell the workers to stop
-            self.broken = "No thread could be started to collect results."
+        except RuntimeError as error:  # no more threads: nobody would tell the workers to stop
+            self.broken = f"The executor's threads could not be started: {error}"
             self.open = False
             self.collector = None
             self._end_workers()
             self._clean_up()
-            raise
+            raise BrokenProcessPool(self.broken) from error
 
     # --- called by the collector thread ---
 
