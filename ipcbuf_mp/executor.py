@@ -107,7 +107,7 @@ _DIED = 4  # pid: from the watcher
 _WAKE = 5  # look at `closing` again
 
 _STOP = 0  # the task number that tells a worker to leave; real ones start at 1
-_PATROL_SECONDS = 1.0  # how often an idle worker looks whether its parent is alive, see _Parent
+_PATROL_SECONDS = 1.0  # how often an idle worker looks whether its parent is alive
 _GRACE_SECONDS = 5.0  # what a worker of a broken pool has from SIGTERM to SIGKILL
 _RETRY_SECONDS = 0.05  # the watcher's patience with a full heap
 
@@ -120,6 +120,7 @@ _in_task = False  # SIGINT is for tasks; see _on_interrupt
 def _serve(
     tasks: ipcbuf.Receiver,
     results: ipcbuf.Sender,
+    lifeline: _Lifeline,
     board: _Board,
     slot: int,
     initializer: Callable[..., object] | None,
@@ -127,7 +128,7 @@ def _serve(
     max_tasks: int | None,
 ) -> None:
     """Run tasks until told to stop. The main function of a worker process."""
-    parent = _Parent()
+    lifeline.hang_on()
     if initializer is not None:
         try:
             initializer(*initargs)
@@ -140,7 +141,7 @@ def _serve(
     busy_with = board.slot(slot)
     with contextlib.suppress(ipcbuf.PeerError), tasks, results:  # until nobody is left to work for
         for _ in itertools.count() if max_tasks is None else range(max_tasks):
-            task = _next_task(tasks, parent)
+            task = _next_task(tasks, lifeline)
             if task is None:
                 return
             _run(task, results, busy_with)
@@ -148,13 +149,13 @@ def _serve(
         results.send_object((os.getpid(), _RETIRED, None))
 
 
-def _next_task(tasks: ipcbuf.Receiver, parent: _Parent) -> ipcbuf.Task | None:
+def _next_task(tasks: ipcbuf.Receiver, lifeline: _Lifeline) -> ipcbuf.Task | None:
     """Wait for a task; None when it is time to leave."""
     while True:
         try:
             task = tasks.recv_task(_PATROL_SECONDS)
         except ipcbuf.ChannelEmpty:
-            if parent.is_gone():
+            if lifeline.is_cut():
                 return None
         else:
             return None if task.task_id == _STOP else task
@@ -208,34 +209,52 @@ def _on_interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
 
-class _Parent:
-    """The process this worker works for. A worker does not outlive it, however it ends.
+# --- between the processes ----------------------------------------------------------------------
 
-    multiprocessing gives every child the read end of a pipe whose other end is its parent's. When
-    that closes, the kernel kills us, even in the middle of a task. Other children forked by the
-    parent hold copies of the end, so an idle worker also looks now and then.
+
+class _Lifeline:
+    """A pipe that closes when the process that made it dies, however it dies.
+
+    That process alone holds the write end: whatever it forks closes its copy at once. Workers hold
+    the read end. (The pipe that multiprocessing gives every child stays open as long as any other
+    child has inherited it.)
     """
 
-    def __init__(self) -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        self._process = parent
-        self._ppid = os.getppid()
-        sentinel: int = parent.sentinel
-        with contextlib.suppress(OSError):  # a kernel without it: the looking remains
-            fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
-            fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-            flags = fcntl.fcntl(sentinel, fcntl.F_GETFL)
-            fcntl.fcntl(sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
-        if self.is_gone():  # before there was a signal to send
+    def __init__(self, read_end: int, write_end: int = -1) -> None:
+        self._read_end = read_end
+        self._write_end = write_end
+        self._watching = -1
+
+    def hang_on(self) -> None:
+        """Have the kernel kill this process when the pipe closes, even in the middle of a task."""
+        with contextlib.suppress(OSError):  # no /proc: an idle worker looks now and then
+            # The one to be told is a property of the open file, so we need an open file of our own.
+            path = f"/proc/self/fd/{self._read_end}"
+            fd = self._watching = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+        if self.is_cut():  # before there was a signal to send
             os._exit(1)
 
-    def is_gone(self) -> bool:
-        adopted = self._ppid == self._process.pid and os.getppid() != self._ppid
-        return adopted or not self._process.is_alive()
+    def is_cut(self) -> bool:
+        """Whether the process at the other end is dead."""
+        poll = select.poll()
+        poll.register(self._read_end, 0)  # a file opened after the death would not tell
+        return bool(poll.poll(0))
+
+    def disown(self, *, keep_reading: bool) -> None:
+        """In a forked child: close what is the parent's."""
+        os.close(self._write_end)
+        if not keep_reading:
+            os.close(self._read_end)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_lifeline, (reduction.DupFd(self._read_end),)
 
 
-# --- between the processes ----------------------------------------------------------------------
+def _rebuild_lifeline(fd: Any) -> _Lifeline:
+    return _Lifeline(fd.detach())
 
 
 class _Board:
@@ -278,6 +297,7 @@ def _rebuild_board(slots: int, fd: Any) -> _Board:
 _exiting = False
 _pools: weakref.WeakSet[_Pool] = weakref.WeakSet()  # those with workers
 _exit_pid = 0  # the process that _finish_before_children() was called in
+_lifeline: _Lifeline | None = None  # from this process to its workers
 
 
 def _python_exit() -> None:
@@ -308,10 +328,22 @@ def _finish_before_children() -> None:
             util.Finalize(None, _python_exit, exitpriority=100)
 
 
+def _our_lifeline() -> _Lifeline:
+    global _lifeline
+    if _lifeline is None:
+        _lifeline = _Lifeline(*os.pipe())
+    return _lifeline
+
+
 def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool.disown()
+    global _lifeline
+    pools = list(_pools)
     _pools.clear()
+    for pool in pools:
+        pool.disown()
+    if _lifeline is not None:
+        _lifeline.disown(keep_reading=any(pool.is_starting for pool in pools))
+        _lifeline = None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -379,7 +411,7 @@ class _Pool:
         self._slots: dict[int, int] = {}  # pid: its word on the board
         self._retired: dict[int, BaseProcess] = {}  # said goodbye, not yet dead
         self._causes: dict[int, str] = {}  # pid: the traceback it dies of
-        self._starting = False
+        self.is_starting = False
         self._inherited = False  # this is a copy in a forked child
 
         self.collector: threading.Thread | None = None
@@ -459,7 +491,7 @@ class _Pool:
         self._watcher.disown()
         self._task_sender.close()
         self._result_receiver.close()
-        if not self._starting:  # else we are a worker of it
+        if not self.is_starting:  # else we are a worker of it
             self._task_receiver.close()
             self._result_sender.close()
 
@@ -482,15 +514,15 @@ class _Pool:
 
     def _start_worker(self) -> None:
         slot = min(set(range(self.max_workers)).difference(self._slots.values()))
-        ends = (self._task_receiver, self._result_sender, self._board, slot)
+        ends = (self._task_receiver, self._result_sender, _our_lifeline(), self._board, slot)
         process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
             target=_serve, args=ends + self._worker_args
         )
-        self._starting = True
+        self.is_starting = True
         try:
             process.start()
         finally:
-            self._starting = False
+            self.is_starting = False
         assert process.pid is not None
         self.processes[process.pid] = process
         self._slots[process.pid] = slot
