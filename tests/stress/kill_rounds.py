@@ -496,5 +496,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.append(str(Path(__file__).parents[2]))  # behind what is installed
     sys.exit(main())

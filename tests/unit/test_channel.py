@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -742,13 +743,14 @@ def test_channels_are_reused(segment: ipcbuf.Segment) -> None:
 
 # --- signals --------------------------------------------------------------------------------------
 
-INTERRUPTED = """
+INTERRUPTED = f"""
 import os, queue, signal, sys, threading, time
+sys.path.append({str(Path(__file__).parents[2])!r})
 import ipcbuf, ipcbuf_mp
 
 def tell():
     # Once the main thread sleeps in the kernel.
-    path = f"/proc/self/task/{os.getpid()}/stat"
+    path = "/proc/self/stat"
     quiet = 0
     while quiet < 20:
         quiet = quiet + 1 if open(path).read().rpartition(") ")[2][0] == "S" else 0
@@ -793,7 +795,7 @@ def run_waiting() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
     def run(code: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", INTERRUPTED + code],
+            [sys.executable, "-P", "-c", INTERRUPTED + code],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -865,7 +867,7 @@ print("end of main")
 """
     for _ in range(5):
         result = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED + code],
+            [sys.executable, "-P", "-c", INTERRUPTED + code],
             timeout=PATIENCE,
             capture_output=True,
             text=True,
@@ -890,7 +892,7 @@ time.sleep(0.05)
 """
     for _ in range(10):
         result = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED + code],
+            [sys.executable, "-P", "-c", INTERRUPTED + code],
             timeout=PATIENCE,
             capture_output=True,
             text=True,

@@ -116,7 +116,9 @@ def test_attaching_twice_gives_the_same_object(segment: ipcbuf.Segment) -> None:
 
 def test_threads_find_one_default_segment() -> None:
     script = """
-import threading, ipcbuf
+import sys, threading
+sys.path.append(sys.argv[1])
+import ipcbuf
 barrier, found = threading.Barrier(8), []
 def find():
     barrier.wait()
@@ -126,7 +128,11 @@ threads = [threading.Thread(target=find) for _ in range(8)]
 print(len({s.uuid for s in found}))
 """
     result = subprocess.run(
-        [sys.executable, "-c", script], timeout=PATIENCE, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", script, str(Path(__file__).parents[2])],
+        timeout=PATIENCE,
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert result.stdout == "1\n"
