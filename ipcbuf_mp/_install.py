@@ -5,12 +5,15 @@ Replaced are, in modules of the standard library, and put back by `uninstall()`:
 
 - the methods of every context that make queues and pipes, whoever made the context, and so
   `multiprocessing.Queue` and its like;
-- the classes of `multiprocessing.queues`, which programs subclass and use with `isinstance`,
-  and `multiprocessing.connection.Pipe`;
+- `multiprocessing.connection.Pipe`;
 - `ProcessPoolExecutor` in `concurrent.futures` and `concurrent.futures.process`.
 
 The modules of the last two are patched when somebody imports them. Importing them here would
 make every child slower to start, and few children need them all.
+
+The classes in `multiprocessing.queues` stay. They find each other by name there, and so do
+classes made from them: one that is made before `install()` in the parent, but after it in a
+spawned child, would be two different things.
 
 Children have our classes before they import the main module. A forked child inherits them. A
 child of the other start methods first unpickles its preparation data, and the `sys_path` in there
@@ -150,33 +153,28 @@ def _with_install(
 
 # --- what is replaced when it is imported ---------------------------------------------------------
 
-# Module of the standard library: module of ours, and its name for each of their names.
+# Module of the standard library: a name in it; module of ours, and the name there.
 _LATE = {
-    "multiprocessing.queues": (
-        "ipcbuf_mp.queues",
-        {name: name for name in ("JoinableQueue", "Queue", "SimpleQueue")},
-    ),
-    "multiprocessing.connection": ("ipcbuf_mp.connection", {"Pipe": "Pipe"}),
-    "concurrent.futures.process": ("ipcbuf_mp.executor", {"ProcessPoolExecutor": "Executor"}),
+    "multiprocessing.connection": ("Pipe", "ipcbuf_mp.connection", "Pipe"),
+    "concurrent.futures.process": ("ProcessPoolExecutor", "ipcbuf_mp.executor", "Executor"),
 }
 # Ours import theirs. When that happens in the middle of ours, replacing waits for the end of ours.
-_WATCHED = {watched: theirs for theirs, (ours, _) in _LATE.items() for watched in (theirs, ours)}
+_WATCHED = {watched: theirs for theirs, (_, ours, _) in _LATE.items() for watched in (theirs, ours)}
 
 
 def _replace_late(module: str) -> None:
-    """Replace our names in *module* of the standard library, if it and ours are imported."""
+    """Replace what is ours in *module* of the standard library, if it and ours are imported."""
     theirs = sys.modules.get(module)
     if theirs is None or _installed is None:
         return
-    our_module, names = _LATE[module]
+    name, our_module, our_name = _LATE[module]
     ours = import_module(our_module)
-    for name, our_name in names.items():
-        value = getattr(ours, our_name, _MISSING)
-        if value is _MISSING or getattr(theirs, name) is value:
-            continue
-        _replace(_installed, theirs, name, value)
-        if name == "ProcessPoolExecutor":  # the package has it too, at the latest when asked for
-            _replace(_installed, sys.modules["concurrent.futures"], name, value)
+    value = getattr(ours, our_name, None)
+    if value is None or getattr(theirs, name) is value:
+        return
+    _replace(_installed, theirs, name, value)
+    if name == "ProcessPoolExecutor":  # the package has it too, at the latest when asked for it
+        _replace(_installed, sys.modules["concurrent.futures"], name, value)
 
 
 class _LateFinder:

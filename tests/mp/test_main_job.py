@@ -231,7 +231,6 @@ def test_check_tells_what_is_ours(tmp_path: Path) -> None:
 LOOK = """
     import multiprocessing
     import multiprocessing.connection
-    import multiprocessing.queues
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import ProcessPoolExecutor as Same
     from multiprocessing import Pipe, Queue, SimpleQueue, get_context
@@ -240,8 +239,6 @@ LOOK = """
         context = get_context(method)
         queues = [Queue(), SimpleQueue(), multiprocessing.Queue(), multiprocessing.SimpleQueue(),
                   context.Queue(), context.SimpleQueue(), get_context("spawn").Queue()]
-        assert isinstance(queues[0], multiprocessing.queues.Queue)
-        assert isinstance(queues[1], multiprocessing.queues.SimpleQueue)
         ends = [*Pipe(), *multiprocessing.Pipe(), *context.Pipe(), *multiprocessing.connection.Pipe()]
         assert isinstance(ends[0], multiprocessing.connection.Connection)
         assert Same is ProcessPoolExecutor
@@ -471,6 +468,60 @@ def test_other_processes_are_left_alone(tmp_path: Path) -> None:
     assert (status, out.strip(), err) == (0, "multiprocessing.queues False", "")
 
 
+def test_the_rest_of_multiprocessing_works_beside_ours(start_method: str, tmp_path: Path) -> None:
+    program = """
+        import multiprocessing as mp
+        import sys
+
+        def square(number):
+            return number * number
+
+        def work(lock, value, event, results, tasks):
+            with lock:
+                value.value += 1
+            event.wait(30)
+            results.put(mp.current_process().name)
+            tasks.get()
+            tasks.task_done()
+
+        def main(method):
+            mp.set_start_method(method)
+            with mp.Pool(2) as pool:
+                assert pool.map(square, range(50)) == [number * number for number in range(50)]
+                assert sum(pool.imap_unordered(square, range(20), 3)) == 2470
+                assert pool.apply_async(square, (5,)).get(30) == 25
+            with mp.Manager() as manager:
+                shared = manager.dict(a=1)
+                queue = manager.Queue()
+                queue.put(shared.copy())
+                assert queue.get() == {"a": 1}
+
+            lock, value, event = mp.Lock(), mp.Value("i", 0), mp.Event()
+            results, tasks = mp.Queue(), mp.JoinableQueue()
+            arguments = lock, value, event, results, tasks
+            processes = [mp.Process(target=work, args=arguments) for _ in range(3)]
+            for process in processes:
+                process.start()
+                tasks.put("go")
+            event.set()
+            tasks.join()
+            names = {results.get(timeout=30) for _ in processes}
+            for process in processes:
+                process.join()
+            assert names == {process.name for process in processes}
+            assert value.value == 3
+            print("good")
+
+        if __name__ == "__main__":
+            main(sys.argv[1])
+    """
+    program = str(write(tmp_path / "program.py", program))
+
+    ours = run(*OURS, program, start_method, cwd=tmp_path)
+
+    assert ours == (0, "good\n", "")
+
+
 # --- install() and uninstall() --------------------------------------------------------------------
 
 
@@ -500,7 +551,6 @@ def test_uninstall_restores_every_name(tmp_path: Path) -> None:
         futures = sys.modules["concurrent.futures"]
         assert futures.ProcessPoolExecutor is ipcbuf_mp.ProcessPoolExecutor
         assert isinstance(multiprocessing.Queue(), ipcbuf_mp.queues.Queue)
-        assert multiprocessing.queues.Queue is ipcbuf_mp.queues.Queue
         ipcbuf_mp.uninstall()
         ipcbuf_mp.uninstall()
 
@@ -519,6 +569,32 @@ def test_uninstall_restores_every_name(tmp_path: Path) -> None:
 
     for argument in ("early", "late"):
         assert run("-c", dedent(program), argument, cwd=tmp_path) == (0, "", "")
+
+
+def test_what_was_imported_before_install_goes_on_working(tmp_path: Path) -> None:
+    program = """
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing.queues import JoinableQueue, Queue, SimpleQueue
+        import ipcbuf_mp
+
+        def square(number):
+            return number * number
+
+        if __name__ == "__main__":
+            ipcbuf_mp.install()
+            for method in "fork", "spawn", "forkserver":
+                context = multiprocessing.get_context(method)
+                with ProcessPoolExecutor(2, mp_context=context) as executor:
+                    assert list(executor.map(square, range(5))) == [0, 1, 4, 9, 16]
+                for kind in JoinableQueue, Queue, SimpleQueue:
+                    queue = kind(ctx=context)
+                    queue.put(7)
+                    assert queue.get() == 7
+    """
+    program = str(write(tmp_path / "program.py", program))
+
+    assert run(program, cwd=tmp_path) == (0, "", "")
 
 
 @pytest.mark.parametrize(
