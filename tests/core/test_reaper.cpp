@@ -8,6 +8,14 @@
 #include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/slots.hpp"
 
+#ifdef __SANITIZE_THREAD__
+// A reaper looks at records while their ring is in use, and believes what it saw only if the read
+// word says afterwards that nobody came past it; formally the look itself is a race. Too new a
+// look is harmless: what was consumed meanwhile has been claimed by its receiver before.
+extern "C" const char* __tsan_default_suppressions();
+extern "C" const char* __tsan_default_suppressions() { return "race:^ipcbuf::reach\n"; }
+#endif
+
 namespace {
 
 using namespace fixture;
@@ -138,7 +146,7 @@ TEST(a_reaper_at_work_disturbs_nobody) {
     }
   });
   // Tokens that never were a process: a claimed seat whose byte is let go is as dead as one.
-  for (int round = 0; round < (check::kSanitized ? 50 : 500); ++round) {
+  for (int round = 0; round < (check::kSanitized ? 50 : 500) || sent < 10'000; ++round) {
     const int fd = platform::reopen(s->fd());
     Token token = 0;
     CHECK_EQ(Status::kOk, claim_slot(*s, fd, true, token));
