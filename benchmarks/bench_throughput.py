@@ -13,7 +13,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ KINDS = 8  # different large messages, sent in turn
 IN_FLIGHT = 8  # large messages that a sender may be ahead
 
 
-# --- what is sent ---------------------------------------------------------------------------------
+# --- what is sent, and how it is checked -----------------------------------------------------------
 
 
 def small_int(number: int) -> int:
@@ -39,10 +38,39 @@ def small_tuple(number: int) -> tuple[int, str, float]:
     return number, "a short text", number / 2
 
 
-def prepared(make: Callable[[int], Any]) -> Callable[[int], Any]:
-    """Return a function that gives one of a few messages, made beforehand, in turn."""
-    messages = [make(kind) for kind in range(KINDS)]
-    return lambda number: messages[number % KINDS]
+def equal_int(received: Any, number: int) -> bool:
+    return bool(received == number)
+
+
+def equal_tuple(received: Any, number: int) -> bool:
+    return bool(received == small_tuple(number))
+
+
+class Blocks:
+    """A few messages of one size, made beforehand and sent in turn."""
+
+    def __init__(self, make: Callable[[int, int], Any], size: int) -> None:
+        self._messages = [make(size, kind) for kind in range(KINDS)]
+        self._pages = [pages(message) for message in self._messages]
+
+    def message(self, number: int) -> Any:
+        return self._messages[number % KINDS]
+
+    def equal(self, received: Any, number: int) -> bool:
+        return bool(received == self._messages[number % KINDS])
+
+    def every_page_equal(self, received: Any, number: int) -> bool:
+        return pages(received) == self._pages[number % KINDS]
+
+    def every_byte_equal(self, received: Any, number: int) -> bool:
+        expected = self._messages[number % KINDS]
+        return type(received) is type(expected) and bytes(received) == bytes(expected)
+
+
+def pages(message: Any) -> tuple[type, int, bytes]:
+    """Return what is compared of a large message: type, length, and one byte of every page."""
+    view = memoryview(message)
+    return type(message), view.nbytes, view[::PAGE].tobytes()
 
 
 def block_of_bytes(size: int, kind: int) -> bytes:
@@ -53,26 +81,6 @@ def array(size: int, kind: int) -> Any:
     return np.frombuffer(block_of_bytes(size, kind), dtype=np.uint8).copy()
 
 
-# --- how it is checked ----------------------------------------------------------------------------
-
-
-def equal(received: Any, expected: Any) -> bool:
-    return bool(received == expected)
-
-
-def every_page(received: Any, expected: Any) -> bool:
-    """Compare lengths, and one byte of every page; works on bytes and on arrays."""
-    if type(received) is not type(expected) or len(received) != len(expected):
-        return False
-    return bool(received[-1] == expected[-1]) and (
-        memoryview(received)[::PAGE].tobytes() == memoryview(expected)[::PAGE].tobytes()
-    )
-
-
-def every_byte(received: Any, expected: Any) -> bool:
-    return type(received) is type(expected) and bytes(received) == bytes(expected)
-
-
 # --- one sender, one receiver ---------------------------------------------------------------------
 
 
@@ -81,7 +89,7 @@ class Stream:
     """What goes through the queue, and what the receiver does with it."""
 
     make: Callable[[int], Any]
-    check: Callable[[Any, Any], bool]
+    check: Callable[[Any, int], bool]
     ahead: int = 0  # the queue's maxsize
     keep: int = 0  # how many received messages are kept alive
     write: bool = False  # whether the receiver writes every page
@@ -100,7 +108,7 @@ class Stream:
 
     def receive(self, queue: Any, messages: int, ready: Gate) -> tuple[float, float]:
         """Get and check all messages; return the time and the CPU time."""
-        make, check, write = self.make, self.check, self.write
+        check, write = self.check, self.write
         get = queue.get
         kept: deque[Any] = deque(maxlen=self.keep)
         ready.open()
@@ -108,7 +116,7 @@ class Stream:
             message = get()
             if number == 0:
                 start, cpu_start = time.perf_counter(), cpu_seconds()
-            if not check(message, make(number)):
+            if not check(message, number):
                 raise AssertionError(f"message {number} is not what was sent")
             if write:
                 message[::PAGE] = 255
@@ -172,31 +180,28 @@ def burst(player: ModuleType, messages: int) -> Figures:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def small(name: str, make: Callable[[int], Any], most: int) -> Row:
-    stream = Stream(make, equal)
+def small(name: str, stream: Stream, most: int) -> Row:
     return Row(name, "queue", stream.turn, "messages/s", scale=20_000, most=most)
 
 
 def large(name: str, make: Callable[[int, int], Any], size: int, keep: int = 0) -> Row:
-    messages = prepared(partial(make, size))
-    stream = Stream(messages, every_page, ahead=IN_FLIGHT, keep=keep, write=keep > 0)
-    return Row(
-        name,
-        "queue",
-        stream.turn,
-        "messages/s",
-        scale=300 if size > 1 << 18 else 3_000,
-        first_turn=replace(stream, check=every_byte).turn,
+    blocks = Blocks(make, size)
+    stream = Stream(
+        blocks.message, blocks.every_page_equal, ahead=IN_FLIGHT, keep=keep, write=keep > 0
     )
+    first_turn = replace(stream, check=blocks.every_byte_equal).turn
+    scale = 300 if size > 1 << 18 else 3_000
+    return Row(name, "queue", stream.turn, "messages/s", scale, first_turn=first_turn)
 
 
 KIB, MIB = 1 << 10, 1 << 20
 held = "64 held, every page written"
+kib_blocks = Blocks(block_of_bytes, KIB)
 
 ROWS = [
-    small("Queue, small int", small_int, 4_000_000),
-    small("Queue, small tuple (int, str, float)", small_tuple, 2_000_000),
-    small("Queue, 1 KiB bytes", prepared(partial(block_of_bytes, KIB)), 400_000),
+    small("Queue, small int", Stream(small_int, equal_int), 4_000_000),
+    small("Queue, small tuple (int, str, float)", Stream(small_tuple, equal_tuple), 2_000_000),
+    small("Queue, 1 KiB bytes", Stream(kib_blocks.message, kib_blocks.equal), 400_000),
     large("Queue, 64 KiB bytes", block_of_bytes, 64 * KIB),
     large("Queue, 1 MiB bytes", block_of_bytes, MIB),
     large("Queue, 64 KiB array, block recycled", array, 64 * KIB),
