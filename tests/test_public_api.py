@@ -122,6 +122,15 @@ def test_examples_of_the_readme_run(code: str, tmp_path: Path) -> None:
     assert printed.splitlines() == re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name
+)
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 # --- imports --------------------------------------------------------------------------------------
 
 
