@@ -73,6 +73,12 @@ def _leave_open(_handle: int) -> None:
 
 
 if TYPE_CHECKING:
+    # For `isinstance`; nothing of theirs runs, and the states that are pickled differ.
+    class _StdlibQueue: ...
+
+    class _StdlibJoinableQueue: ...
+
+    class _StdlibSimpleQueue: ...
 
     class _Typed(ipcbuf.ObjectQueue, Generic[T]):
         def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None: ...
@@ -81,6 +87,9 @@ if TYPE_CHECKING:
         def get_nowait(self) -> T: ...
 
 else:
+    from multiprocessing.queues import JoinableQueue as _StdlibJoinableQueue
+    from multiprocessing.queues import Queue as _StdlibQueue
+    from multiprocessing.queues import SimpleQueue as _StdlibSimpleQueue
 
     class _Typed:
         """`_Typed[T]` is the native class, which takes no parameters while running."""
@@ -89,7 +98,7 @@ else:
             return ipcbuf.ObjectQueue
 
 
-class Queue(_Typed[T]):
+class Queue(_Typed[T], _StdlibQueue):
     """A queue for any number of processes, as `multiprocessing.Queue`.
 
     Contexts make it. It ends in a process with `close()` or with its last reference there.
@@ -268,7 +277,7 @@ def _reporting_to_hook(put: Callable[..., None]) -> Callable[..., None]:
     return reporting_put
 
 
-class JoinableQueue(Queue[T]):
+class JoinableQueue(Queue[T], _StdlibJoinableQueue):
     """A queue whose users report what they have finished, as `multiprocessing.JoinableQueue`."""
 
     def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:
@@ -353,7 +362,7 @@ class _LockableReader(Connection):
         return super().recv()
 
 
-class SimpleQueue(Generic[T]):
+class SimpleQueue(_StdlibSimpleQueue, Generic[T]):
     """A pipe that many processes share, as `multiprocessing.SimpleQueue`.
 
     Contexts make it. Nobody holds a lock while waiting in it, so no death can leave one held.

@@ -785,3 +785,12 @@ class TestSimpleQueue(SimpleQueueContract):
         assert not q._reader.poll()
         worker.close()
         q.close()
+
+
+@pytest.mark.parametrize("kind", ["Queue", "SimpleQueue", "JoinableQueue"])
+def test_a_queue_is_an_instance_of_the_standard_class(kind: str) -> None:
+    """`logging.config` and others ask."""
+    made = getattr(ipcbuf_mp, kind)()
+
+    assert isinstance(made, getattr(multiprocessing.queues, kind))
+    made.close()
