@@ -192,6 +192,7 @@ struct Scenario {
   bool attaches = false;      // the stepped process is forked before the segment is made
   bool follows_fork = false;  // step the child that the stepped process makes, too
   bool in_between = false;    // what is left may lie between before and after (several commits)
+  bool leaves_nothing = false;  // whatever it did, its death leaves what was there before
   bool vanishing = false;     // the channels may be gone with the stepped process
   bool own_pool = true;       // part of the two-deep run
 };
@@ -295,6 +296,17 @@ struct Key {
   std::uint64_t process_blocks, flight_blocks, ring_blocks, shared_blocks;
   std::uint64_t channels, messages, entries, used_bytes;
   bool operator==(const Key&) const = default;
+  [[nodiscard]] bool is_between(const Key& a, const Key& b) const {
+    const auto in = [](std::uint64_t x, std::uint64_t m, std::uint64_t n) {
+      return std::min(m, n) <= x && x <= std::max(m, n);
+    };
+    return in(process_blocks, a.process_blocks, b.process_blocks) &&
+           in(flight_blocks, a.flight_blocks, b.flight_blocks) &&
+           in(ring_blocks, a.ring_blocks, b.ring_blocks) &&
+           in(shared_blocks, a.shared_blocks, b.shared_blocks) &&
+           in(channels, a.channels, b.channels) && in(messages, a.messages, b.messages) &&
+           in(entries, a.entries, b.entries) && in(used_bytes, a.used_bytes, b.used_bytes);
+  }
   [[nodiscard]] std::string text() const {
     char out[200];
     std::snprintf(out, sizeof out,
@@ -488,7 +500,12 @@ class Run1 {
                                        [&](const auto& k) { return k.first == p.op; });
       if (before == keys_.end()) continue;
       const auto after = before + 1 == keys_.end() ? before : before + 1;
-      if (p.key == before->second || p.key == after->second || scenario_.in_between) continue;
+      if (scenario_.leaves_nothing) {
+        if (p.key == keys_.front().second) continue;
+      } else if (p.key == before->second || p.key == after->second ||
+                 (scenario_.in_between && p.key.is_between(before->second, after->second))) {
+        continue;
+      }
       bad("left " + p.key.text() + "; before the step " + before->second.text() + "; after it " +
               after->second.text(),
           p.instruction, p.rip);
@@ -595,6 +612,7 @@ class Run1 {
     if (census.processes != 2) return fail("the dead have a seat");
     if (census.reserved_runs != 0) return fail("a run is reserved");
     if (!claims_are_owned(c)) return fail("a claimed entry belongs to nobody");
+    if (!holds_are_owned(c)) return fail("a hold belongs to nobody");
     key = {census.process_blocks, census.flight_blocks, census.ring_blocks,
            census.shared_blocks,  census.channels,      census.messages,
            census.entries,        census.committed_bytes - census.free_bytes};
@@ -641,6 +659,31 @@ class Run1 {
         return false;
     }
     return true;
+  }
+
+  /// No count of the dead keeps anything open.
+  bool holds_are_owned(Segment& c) {
+    bool owned = true;
+    const auto look = [&](HoldList& first) {
+      HoldList* list = &first;
+      for (int parts = 0; parts < 1000; ++parts) {
+        for (const auto& cell : list->cells) {
+          const Hold hold = Hold::unpack(cell.load());
+          if (hold.count != 0 && hold.id != token_) owned = false;
+        }
+        if (list->next.load() == 0) return;
+        list = &c.entry(static_cast<std::uint32_t>(list->next.load() - 1)).holds;
+      }
+    };
+    for (std::uint32_t i = 0; i < c.header().channels_high.load(); ++i) {
+      if (ChannelWord::unpack(c.channel(i).state.load()).state == ChannelState::kFree) continue;
+      look(c.channel(i).sender_holds);
+      look(c.channel(i).receiver_holds);
+    }
+    for (std::uint32_t i = 0; i < c.header().entries_high.load(); ++i)
+      if (EntryWord::unpack(c.entry(i).state.load()).state == EntryState::kActive)
+        look(c.entry(i).holds);
+    return owned;
   }
 
   /// Takes all messages of a channel; empty if they are the right ones.

@@ -60,6 +60,18 @@ TEST(an_overwritten_header_poisons_at_the_next_touch) {
   CHECK_EQ(Status::kCorrupted, ThreadHeap::of(*s).allocate(1'000'000, other, why));
 }
 
+TEST(an_overwritten_header_in_an_ownerless_slab_stops_nobody) {
+  const auto s = make_segment();
+  std::uint64_t a = 0;
+  std::uint64_t b = 0;
+  std::thread([&] { a = allocate(*s, 100), b = allocate(*s, 100); }).join();
+  s->block(a).holder.store(0);  // free by its kind, impossible by its check value
+
+  CHECK_EQ(Status::kOk, free_block(*s, b));
+  steal_empty_slabs(*s);
+  CHECK(!take_census(*s, true).problems.empty());
+}
+
 TEST(only_the_start_of_a_block_is_a_place) {
   const auto s = make_segment();
   const std::uint64_t at = allocate(*s, 1000);

@@ -78,11 +78,13 @@ std::vector<Scenario> heap_scenarios() {
   std::vector<Scenario> all;
   {
     Scenario s{.name = "allocate, slab cold"};
+    s.leaves_nothing = true;
     s.stepped.act = [](World& w) { (void)allocate(w, kSmallBlock); };
     all.push_back(s);
   }
   {
     Scenario s{.name = "allocate, slab warm"};
+    s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) { release(w, allocate(w, kSmallBlock)); };
     s.stepped.act = [](World& w) {
       for (int i = 0; i < 3; ++i) {
@@ -94,18 +96,21 @@ std::vector<Scenario> heap_scenarios() {
   }
   {
     Scenario s{.name = "allocate, large run, split"};
+    s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) { (void)ThreadHeap::of(*w.s); };
     s.stepped.act = [](World& w) { (void)allocate(w, kLarge); };
     all.push_back(s);
   }
   {
     Scenario s{.name = "allocate, heap grows"};
+    s.leaves_nothing = true;
     s.stepped.act = [](World& w) { (void)allocate(w, 1'500'000), w.op(1), (void)allocate(w, 1'500'000); };
     s.max_size = 8U << 20;
     all.push_back(s);
   }
   {
     Scenario s{.name = "grow behind a run that is used"};
+    s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) {
       Failure why;
       std::uint32_t first = 0;
@@ -129,12 +134,14 @@ std::vector<Scenario> heap_scenarios() {
   }
   {
     Scenario s{.name = "free, own block"};
+    s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) { w.page->values[0] = allocate(w, kSmallBlock); };
     s.stepped.act = [](World& w) { release(w, w.page->values[0]); };
     all.push_back(s);
   }
   {
     Scenario s{.name = "free, another's block"};
+    s.leaves_nothing = true;
     s.set_up = [](World& w) {
       one_channel(w);
       REQUIRE(w, send(w, 0, 8, 1, 300) == Status::kOk);
@@ -149,6 +156,7 @@ std::vector<Scenario> heap_scenarios() {
   }
   {
     Scenario s{.name = "free, last block of an ownerless slab"};
+    s.leaves_nothing = true;
     s.set_up = [](World& w) {
       one_channel(w);
       const pid_t pid = check::in_child([&] { REQUIRE(w, send(w, 0, 8, 1, 300) == Status::kOk); });
@@ -167,6 +175,7 @@ std::vector<Scenario> heap_scenarios() {
     Scenario s{.name = "free a run, neighbours " + std::string(middle == 1   ? "on both sides"
                                                                : middle == 0 ? "behind"
                                                                              : "in front")};
+    s.leaves_nothing = true;
     s.stepped.prepare = [middle](World& w) {
       Failure why;
       std::uint32_t runs[5] = {};
@@ -184,6 +193,7 @@ std::vector<Scenario> heap_scenarios() {
   }
   {
     Scenario s{.name = "allocate a run, exact fit"};
+    s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) {
       Failure why;
       std::uint32_t a = 0;
@@ -201,6 +211,7 @@ std::vector<Scenario> heap_scenarios() {
   }
   {
     Scenario s{.name = "retire slabs (trim)"};
+    s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) {
       release(w, allocate(w, kSmallBlock)), release(w, allocate(w, 3000)), release(w, allocate(w, kLarge));
     };
@@ -209,6 +220,7 @@ std::vector<Scenario> heap_scenarios() {
   }
   {
     Scenario s{.name = "a thread ends (abandon)"};
+    s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) { release(w, allocate(w, kSmallBlock)), (void)allocate(w, 3000); };
     s.stepped.act = [](World& w) { ThreadHeap::of(*w.s).abandon(); };
     all.push_back(s);
@@ -228,6 +240,7 @@ std::vector<Scenario> heap_scenarios() {
   }
   {
     Scenario s{.name = "take over the heap's lock"};
+    s.leaves_nothing = true;
     s.victim.act = [](World& w) { (void)allocate(w, kSmallBlock); };
     s.victim_ends = [](World& w) {
       const auto pages = static_cast<std::uint32_t>((2U << 20) >> kPageShift);
@@ -294,6 +307,7 @@ std::vector<Scenario> channel_scenarios() {
     }
     {
       Scenario s{.name = "create, then close" + end};
+      s.leaves_nothing = true;
       s.stepped.act = [shared](World& w) {
         ChannelOptions options;
         options.shared = shared;
@@ -309,6 +323,7 @@ std::vector<Scenario> channel_scenarios() {
     }
     {
       Scenario s{.name = "close the last handles of a full channel" + end};
+      s.leaves_nothing = true;
       s.set_up = make;
       s.after_forks = [](World& w) { w.tx[0]->close(), w.rx[0]->close(); };
       s.stepped.prepare = [](World& w) {
@@ -340,7 +355,6 @@ std::vector<Scenario> channel_scenarios() {
       for (int i = 0; i < 2; ++i) REQUIRE(w, send(w, 0, 8, 3, 300) == Status::kOk);
     };
     s.stepped.act = [](World& w) { receive_one(w), w.op(1), receive_one(w); };
-    s.in_between = true;  // received, then each block freed: nothing of it outlives the receiver
     all.push_back(s);
   }
   {
@@ -397,6 +411,7 @@ std::vector<Scenario> channel_scenarios() {
   }
   {
     Scenario s{.name = "hold in transit, open, drop"};
+    s.leaves_nothing = true;
     s.set_up = one_channel;
     s.stepped.act = [](World& w) {
       const std::uint32_t id = w.channels[0];
@@ -436,7 +451,7 @@ std::vector<Scenario> channel_scenarios() {
   }
   {
     Scenario s{.name = "take over a receiver's lock"};
-    s.set_up = [](World& w) { one_channel(w), send_some(w, 3); };
+    s.set_up = [](World& w) { one_channel(w), send_some(w, 1); };
     s.victim.act = receive_one;
     s.victim_ends = [](World& w) {
       EndRow& end = w.s->channel(index_of(w.channels[0])).receiver;
@@ -445,7 +460,10 @@ std::vector<Scenario> channel_scenarios() {
     };
     s.stepped.act = [](World& w) {
       w.page->received[0].store(1);  // it is lost with the victim
-      w.op(1), receive_one(w);
+      static Incoming m;
+      REQUIRE(w, receive(w, 0, m) == Status::kEmpty);
+      REQUIRE(w, w.rx[0]->pending() == 0);
+      w.op(1), send_some(w, 1), w.op(2), receive_one(w);
     };
     all.push_back(s);
   }
@@ -462,6 +480,7 @@ std::vector<Scenario> process_scenarios() {
   };
   {
     Scenario s{.name = "fork with open ends"};
+    s.leaves_nothing = true;
     s.set_up = [](World& w) { one_channel(w), one_exclusive_channel(w), send_some(w, 2); };
     s.stepped.act = fork_once;
     s.follows_fork = true;
@@ -469,6 +488,7 @@ std::vector<Scenario> process_scenarios() {
   }
   {
     Scenario s{.name = "fork with a live view"};
+    s.leaves_nothing = true;
     s.set_up = one_channel;
     s.stepped.prepare = [](World& w) {
       auto* view = new LiveView;
@@ -491,6 +511,7 @@ std::vector<Scenario> process_scenarios() {
   }
   {
     Scenario s{.name = "close the last of many handles"};
+    s.leaves_nothing = true;
     s.set_up = [](World& w) {
       one_channel(w);
       for (int i = 0; i < 9; ++i) add_helper(w);
@@ -512,12 +533,14 @@ std::vector<Scenario> process_scenarios() {
   };
   {
     Scenario s{.name = "drop a share of a block"};
+    s.leaves_nothing = true;
     s.set_up = viewed;
     s.stepped.act = [](World& w) { REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk); };
     all.push_back(s);
   }
   {
     Scenario s{.name = "drop the last share of a block"};
+    s.leaves_nothing = true;
     s.set_up = viewed;
     s.after_forks = [](World& w) { REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk); };
     s.stepped.act = [](World& w) { REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk); };
@@ -525,6 +548,7 @@ std::vector<Scenario> process_scenarios() {
   }
   {
     Scenario s{.name = "drop the last share of a block of many"};
+    s.leaves_nothing = true;
     s.set_up = [viewed](World& w) {
       viewed(w);
       for (int i = 0; i < 9; ++i) add_helper(w);
@@ -539,6 +563,7 @@ std::vector<Scenario> process_scenarios() {
   }
   {
     Scenario s{.name = "attach, then leave"};
+    s.leaves_nothing = true;
     s.attaches = true;
     s.stepped.prepare = [](World& w) {
       char path[64];
@@ -558,6 +583,7 @@ std::vector<Scenario> process_scenarios() {
   }
   {
     Scenario s{.name = "leave with property"};
+    s.leaves_nothing = true;
     s.attaches = true;
     s.stepped.prepare = [](World& w) {
       char path[64];
@@ -672,6 +698,7 @@ int main(int count, char** arguments) {
     deep.stepped.act = bury_the_dead;
     deep.follows_fork = false;
     deep.in_between = false;
+    deep.leaves_nothing = true;
     Figures sum;
     start = std::chrono::steady_clock::now();
     const std::uint64_t samples = full ? f.changes : 2;

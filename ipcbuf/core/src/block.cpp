@@ -36,10 +36,11 @@ namespace {
 bool is_empty(Segment& s, std::uint32_t head) noexcept {
   BlockPlace p{};
   if (!s.place(s.page_offset(head), p)) return false;
+  const std::uint32_t salt = A::load_relaxed(s.page(head).salt);
   for (std::uint32_t i = 0; i < p.count; ++i) {
-    const std::uint64_t word =
-        A::load_acquire(s.block(p.offset + i * p.size()).holder);
-    if (Holder::unpack(word).kind != HolderKind::kFree) return false;
+    // The whole word: a header that somebody wrote over is not free, whatever its kind says.
+    const std::uint64_t at = p.offset + i * p.size();
+    if (A::load_acquire(s.block(at).holder) != s.check_of(at, p.units, salt)) return false;
   }
   return true;
 }
