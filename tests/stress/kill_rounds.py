@@ -297,20 +297,19 @@ class Round:
         self._wait("the first message", lambda: any(book.moved() for book in self.consumer_books))
         killed_producer = rng.randrange(len(self.producers))
         killed_consumer = rng.randrange(len(self.consumers))
-        # A producer sleeps in `put` only if the queue is bounded.
-        asleep = rng.random() < 0.5
         kills: list[tuple[BaseProcess, Journal, int, bool]] = [
             (
                 self.producers[killed_producer],
                 self.producer_books[killed_producer],
                 Control.CONSUMER_PAUSE,
-                asleep and self.maxsize != 0,
+                # A producer sleeps in `put` only if the queue is bounded.
+                self.maxsize != 0 and rng.random() < 0.5,
             ),
             (
                 self.consumers[killed_consumer],
                 self.consumer_books[killed_consumer],
                 Control.PRODUCER_PAUSE,
-                asleep or self.maxsize == 0,
+                rng.random() < 0.5,
             ),
         ]
         rng.shuffle(kills)
