@@ -388,8 +388,7 @@ nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload,
 
 nb::object decode(const nb::object& segment, Segment& core, Incoming& m) {
   if (m.block_count == 0) [[likely]] {
-    if (m.kind == RecordKind::kNative)
-      return stolen(Decoder(m.payload, m.payload_size).get());
+    if (m.kind == RecordKind::kNative) return stolen(Decoder(m.payload, m.payload_size).get());
     return decode_payload(RecordKind::kPickle, 0, nb::handle(), m.payload, m.payload_size,
                           nb::make_tuple());
   }
@@ -417,8 +416,7 @@ nb::object decode(const nb::object& segment, Segment& core, Incoming& m) {
   const std::size_t first = m.payload_in_block ? 1 : 0;
   nb::object buffers = stolen(PyTuple_New(static_cast<Py_ssize_t>(records.size() - first)));
   for (std::size_t i = first; i < records.size(); ++i)
-    PyTuple_SET_ITEM(buffers.ptr(), static_cast<Py_ssize_t>(i - first),
-                     records[i].release().ptr());
+    PyTuple_SET_ITEM(buffers.ptr(), static_cast<Py_ssize_t>(i - first), records[i].release().ptr());
   return decode_payload(RecordKind::kPickle, 0, m.payload_in_block ? records[0] : nb::handle(),
                         m.payload, m.payload_size, buffers);
 }
@@ -466,7 +464,8 @@ void bind_codec(nb::module_& m) {
       nb::sig("def set_object_codec(dumps: object, loads: object, dump_bytes: object, /) -> None"),
       "Say how objects without an encoding of their own become messages, in the whole process.\n\n"
       "`dumps(obj)` returns a bytes-like payload and a list of buffers that go beside it (or None);"
-      "\n`loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain pickle.");
+      "\n`loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain "
+      "pickle.");
 }
 
 }  // namespace ipcbuf::binding

@@ -72,8 +72,8 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
     }
     case Status::kExhausted: {
       const nb::object type = error_class("HeapExhausted");
-      raise(type, type(why.requested, why.committed, why.max_size, why.free_bytes,
-                       why.largest_run, remedy(why).c_str()));
+      raise(type, type(why.requested, why.committed, why.max_size, why.free_bytes, why.largest_run,
+                       remedy(why).c_str()));
     }
     case Status::kTooMany: {
       const nb::object type = error_class("TooManyProcesses");

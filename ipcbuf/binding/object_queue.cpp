@@ -24,7 +24,8 @@ struct PyObjectQueue {
 };
 
 void require_open(nb::handle self, const PyObjectQueue& q) {
-  if (!q.closed) [[likely]] return;
+  if (!q.closed) [[likely]]
+    return;
   const nb::object text = nb::str("Queue {!r} is closed").attr("format")(self);
   PyErr_SetObject(PyExc_ValueError, text.ptr());
   throw nb::python_error();
@@ -75,15 +76,19 @@ void bind_object_queue(nb::module_& m) {
           [](nb::handle self, nb::handle object) { put(self, object, false, nb::none()); },
           nb::arg("obj").none(), nb::sig("def put_nowait(self, obj: Any) -> None"),
           "Put without waiting, as `multiprocessing.Queue.put_nowait`.")
-      .def("get_nowait", [](nb::handle self) { return get(self, false, nb::none()); },
-           nb::sig("def get_nowait(self) -> Any"),
-           "Return the oldest object or raise `queue.Empty`.")
-      .def("qsize", [](PyObjectQueue& q) { return q.receiver.end.pending(); },
-           "Return the exact number of objects in the queue.")
-      .def("empty", [](PyObjectQueue& q) { return q.receiver.end.pending() == 0; },
-           "Say whether there is nothing to get.")
-      .def("full", [](PyObjectQueue& q) { return q.sender.end.is_full(); },
-           "Say whether `maxsize` objects are in the queue.")
+      .def(
+          "get_nowait", [](nb::handle self) { return get(self, false, nb::none()); },
+          nb::sig("def get_nowait(self) -> Any"),
+          "Return the oldest object or raise `queue.Empty`.")
+      .def(
+          "qsize", [](PyObjectQueue& q) { return q.receiver.end.pending(); },
+          "Return the exact number of objects in the queue.")
+      .def(
+          "empty", [](PyObjectQueue& q) { return q.receiver.end.pending() == 0; },
+          "Say whether there is nothing to get.")
+      .def(
+          "full", [](PyObjectQueue& q) { return q.sender.end.is_full(); },
+          "Say whether `maxsize` objects are in the queue.")
       .def(
           "close_native",
           [](PyObjectQueue& q) {

@@ -41,9 +41,8 @@ PyRecord* recv_view(PyReceiver& self, nb::handle timeout) {
 bool poll(PyReceiver& self, nb::handle timeout) {
   require_seat(*self.core);
   const std::int64_t until = until_of(timeout);
-  const Status status = wait_for(self.end, [&](Wait& wait) {
-    return self.end.poll_slice(until, wait);
-  });
+  const Status status =
+      wait_for(self.end, [&](Wait& wait) { return self.end.poll_slice(until, wait); });
   if (status == Status::kOk) return true;
   if (status == Status::kEmpty) return false;
   raise_status(status);
@@ -85,26 +84,26 @@ void bind_receiver(nb::module_& m) {
            "Raises:\n    ChannelEmpty: Nothing came in time.\n"
            "    EndOfChannel: Every sender is gone and everything was received.\n"
            "    BrokenChannel: The sender died. What it had published was returned first.")
-      .def("recv_view", recv_view, nb::arg("timeout") = nb::none(),
-           nb::rv_policy::take_ownership,
+      .def("recv_view", recv_view, nb::arg("timeout") = nb::none(), nb::rv_policy::take_ownership,
            nb::sig("def recv_view(self, timeout: float | None = None) -> Record"),
            "Return the oldest message as a record that owns its memory, as `recv`.")
-      .def("recv_bytes", [](PyReceiver& self) { return recv_bytes(self, nb::none()); },
-           nb::sig("def recv_bytes(self) -> bytes"),
-           "Return the oldest message as bytes; of an object, its pickle.")
+      .def(
+          "recv_bytes", [](PyReceiver& self) { return recv_bytes(self, nb::none()); },
+          nb::sig("def recv_bytes(self) -> bytes"),
+          "Return the oldest message as bytes; of an object, its pickle.")
       .def("recv_object", recv_object, nb::arg("timeout") = nb::none(),
            nb::sig("def recv_object(self, timeout: float | None = None) -> Any"),
            "Return the oldest message as an object, as `recv`.\n\n"
            "What its unpickling raises is raised here; the message is gone then.")
-      .def("recv_task", recv_task, nb::arg("timeout") = nb::none(),
-           nb::rv_policy::take_ownership,
+      .def("recv_task", recv_task, nb::arg("timeout") = nb::none(), nb::rv_policy::take_ownership,
            nb::sig("def recv_task(self, timeout: float | None = None) -> Task"),
            "Start and return the oldest task that was not cancelled.")
       .def("poll", poll, nb::arg("timeout").none() = 0.0,
            nb::sig("def poll(self, timeout: float | None = 0.0) -> bool"),
            "Say whether a message, or the end, is there within *timeout* seconds. Takes nothing.")
-      .def("pending", [](PyReceiver& self) { return self.end.pending(); },
-           "Return how many messages are in the channel.")
+      .def(
+          "pending", [](PyReceiver& self) { return self.end.pending(); },
+          "Return how many messages are in the channel.")
       .def(
           "fileno",
           [](PyReceiver& self) {
@@ -122,24 +121,28 @@ void bind_receiver(nb::module_& m) {
           },
           "Keep the channel alive for a handle on its way; `open_receiver` takes what this "
           "returns.")
-      .def("close", [](PyReceiver& self) { self.end.close(); },
-           "Give the end up. The last one closes it for the sender. Twice is allowed.")
+      .def(
+          "close", [](PyReceiver& self) { self.end.close(); },
+          "Give the end up. The last one closes it for the sender. Twice is allowed.")
       .def_prop_ro("closed", [](const PyReceiver& self) { return self.end.is_closed(); })
       .def_prop_ro("channel_id", [](const PyReceiver& self) { return self.end.id(); })
       .def_prop_ro("shared", [](const PyReceiver& self) { return self.end.is_shared(); })
-      .def_prop_ro("segment", [](const PyReceiver& self) { return self.segment; },
-                   nb::sig("def segment(self) -> Segment"))
+      .def_prop_ro(
+          "segment", [](const PyReceiver& self) { return self.segment; },
+          nb::sig("def segment(self) -> Segment"))
       .def_prop_rw(
           "bell_fd", [](const PyReceiver& self) { return self.end.bell_fd(); },
           [](PyReceiver& self, int fd) { self.end.set_bell_fd(fd); },
           "The descriptor that `fileno` returns, borrowed; -1 if there is none.")
-      .def("__enter__", [](nb::handle self) { return nb::borrow(self); },
-           nb::sig("def __enter__(self) -> Receiver"))
+      .def(
+          "__enter__", [](nb::handle self) { return nb::borrow(self); },
+          nb::sig("def __enter__(self) -> Receiver"))
       .def(
           "__exit__", [](PyReceiver& self, nb::args) { self.end.close(); },
           nb::sig("def __exit__(self, *args: object) -> None"))
-      .def("__iter__", [](nb::handle self) { return nb::borrow(self); },
-           nb::sig("def __iter__(self) -> Receiver"))
+      .def(
+          "__iter__", [](nb::handle self) { return nb::borrow(self); },
+          nb::sig("def __iter__(self) -> Receiver"))
       .def(
           "__next__",
           [](PyReceiver& self) {

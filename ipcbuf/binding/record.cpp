@@ -2,9 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // record.cpp - Python's view of a block. The work is in core/block.hpp.
-#include "ipcbuf/block.hpp"
-
 #include "binding.hpp"
+#include "ipcbuf/block.hpp"
 
 namespace ipcbuf::binding {
 
@@ -35,8 +34,8 @@ void PyRecord::release() {
 bool PyRecord::is_movable() const {
   BlockPlace place{};
   Holder holder{};
-  return !view_.pinned && core_->place(view_.block, place) &&
-         read_holder(*core_, place, holder) && holder == by_process(core_->token());
+  return !view_.pinned && core_->place(view_.block, place) && read_holder(*core_, place, holder) &&
+         holder == by_process(core_->token());
 }
 
 std::uint64_t PyRecord::take() {
@@ -87,8 +86,9 @@ void bind_record(nb::module_& m) {
                        "A writable block of the segment's heap, with the buffer protocol.\n\n"
                        "`Segment.allocate` and `Receiver.recv_view` make it. Its memory is freed "
                        "with the last reference to it or to any view of it.")
-      .def_prop_ro("nbytes", [](const PyRecord& r) { return r.length(); },
-                   "Length in bytes, exactly as allocated or sent.")
+      .def_prop_ro(
+          "nbytes", [](const PyRecord& r) { return r.length(); },
+          "Length in bytes, exactly as allocated or sent.")
       .def("__len__", [](const PyRecord& r) { return r.length(); })
       .def("release", &PyRecord::release, nb::lock_self(),
            "Free the memory now.\n\nRaises:\n    BufferError: Views of the record still exist.");

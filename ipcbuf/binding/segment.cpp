@@ -107,8 +107,9 @@ void bind_segment(nb::module_& m) {
   nb::class_<PySegment>(m, "Segment", nb::is_weak_referenceable(),
                         "One mapped region of shared memory.")
       .def("__init__", make, nb::arg("max_size") = 0, nb::arg("fd") = -1)
-      .def_prop_ro("fd", [](const PySegment& s) { return s.core->fd(); },
-                   "Descriptor of the segment's memory, this process's own.")
+      .def_prop_ro(
+          "fd", [](const PySegment& s) { return s.core->fd(); },
+          "Descriptor of the segment's memory, this process's own.")
       .def_prop_ro(
           "uuid",
           [](const PySegment& s) {
@@ -116,16 +117,16 @@ void bind_segment(nb::module_& m) {
             return nb::bytes(reinterpret_cast<const char*>(uuid), sizeof uuid);
           },
           "16 bytes that name the segment.")
-      .def_prop_ro("max_size", [](const PySegment& s) { return s.core->constants().max_size; },
-                   "Bytes the segment may grow to.")
+      .def_prop_ro(
+          "max_size", [](const PySegment& s) { return s.core->constants().max_size; },
+          "Bytes the segment may grow to.")
       .def_prop_ro(
           "committed",
-          [](const PySegment& s) {
-            return std::uint64_t{s.core->committed_pages()} << kPageShift;
-          },
+          [](const PySegment& s) { return std::uint64_t{s.core->committed_pages()} << kPageShift; },
           "Bytes backed by memory now.")
-      .def_prop_ro("token", [](const PySegment& s) { return s.core->token(); },
-                   "Names this process among the users of the segment.")
+      .def_prop_ro(
+          "token", [](const PySegment& s) { return s.core->token(); },
+          "Names this process among the users of the segment.")
       .def_prop_ro("_serial", [](const PySegment& s) { return s.core->serial(); })
       .def(
           "allocate",
@@ -133,20 +134,20 @@ void bind_segment(nb::module_& m) {
             const auto& core = nb::cast<PySegment&>(self).core;
             return new PyRecord(nb::borrow(self), allocate(*core, nbytes), nbytes);
           },
-          nb::rv_policy::take_ownership,
-          nb::sig("def allocate(self, nbytes: int, /) -> Record"),
+          nb::rv_policy::take_ownership, nb::sig("def allocate(self, nbytes: int, /) -> Record"),
           "Return a record of *nbytes* bytes, uninitialised.\n\n"
           "Raises:\n    HeapExhausted: No room, with the numbers.\n"
           "    RecordTooLarge: It could never fit.")
-      .def("channel", channel, nb::kw_only(), nb::arg("max_items") = 0, nb::arg("max_bytes") = 0,
-           nb::arg("shared") = false, nb::arg("bell") = "futex",
-           nb::sig("def channel(self, *, max_items: int = 0, max_bytes: int = 0, "
-                   "shared: bool = False, bell: str = 'futex') -> tuple[Sender, Receiver]"),
-           "Make a channel and return its two ends.\n\n"
-           "Args:\n    max_items: Messages the channel holds at most; 0 means any number.\n"
-           "    max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.\n"
-           "    shared: Any number of processes and threads may use each end; else one.\n"
-           "    bell: What a waiting receiver sleeps on.")
+      .def(
+          "channel", channel, nb::kw_only(), nb::arg("max_items") = 0, nb::arg("max_bytes") = 0,
+          nb::arg("shared") = false, nb::arg("bell") = "futex",
+          nb::sig("def channel(self, *, max_items: int = 0, max_bytes: int = 0, "
+                  "shared: bool = False, bell: str = 'futex') -> tuple[Sender, Receiver]"),
+          "Make a channel and return its two ends.\n\n"
+          "Args:\n    max_items: Messages the channel holds at most; 0 means any number.\n"
+          "    max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.\n"
+          "    shared: Any number of processes and threads may use each end; else one.\n"
+          "    bell: What a waiting receiver sleeps on.")
       .def(
           "open_sender",
           [](nb::handle self, std::uint32_t id, std::uint32_t transit) {

@@ -95,16 +95,17 @@ void bind_sender(nb::module_& m) {
                        "`Segment.channel` makes it. An exclusive end (shared=False) belongs to the "
                        "first process that uses it, one thread at a time. It ends with `close()`, "
                        "with its last reference, or with the process.")
-      .def("send", send_data, nb::arg(), nb::arg("timeout") = nb::none(),
-           nb::sig("def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None"),
-           "Send bytes, or move a record, waiting up to *timeout* seconds for room.\n\n"
-           "A record is sent without a copy and is released here.\n\n"
-           "Raises:\n    BufferError: Views of the record still exist.\n"
-           "    ChannelFull: There was no room in time.\n"
-           "    BrokenChannel: Nobody is left who could receive.\n"
-           "    ClosedError: This end was closed here.\n"
-           "    BusyError: The end is exclusive and has another user.\n"
-           "    HeapExhausted: The segment has no room, with the numbers.")
+      .def(
+          "send", send_data, nb::arg(), nb::arg("timeout") = nb::none(),
+          nb::sig("def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None"),
+          "Send bytes, or move a record, waiting up to *timeout* seconds for room.\n\n"
+          "A record is sent without a copy and is released here.\n\n"
+          "Raises:\n    BufferError: Views of the record still exist.\n"
+          "    ChannelFull: There was no room in time.\n"
+          "    BrokenChannel: Nobody is left who could receive.\n"
+          "    ClosedError: This end was closed here.\n"
+          "    BusyError: The end is exclusive and has another user.\n"
+          "    HeapExhausted: The segment has no room, with the numbers.")
       .def(
           "send_object",
           [](PySender& self, nb::handle object, nb::handle timeout) {
@@ -118,8 +119,9 @@ void bind_sender(nb::module_& m) {
            nb::sig("def send_task(self, obj: object, task_id: int, /) -> int"),
            "Send an object as a task that can be cancelled until it is received.\n\n"
            "Returns:\n    What `Segment.cancel_task` needs beside the task's id.")
-      .def("pending", [](PySender& self) { return self.end.pending(); },
-           "Return how many messages are in the channel.")
+      .def(
+          "pending", [](PySender& self) { return self.end.pending(); },
+          "Return how many messages are in the channel.")
       .def(
           "transit",
           [](PySender& self) {
@@ -128,19 +130,22 @@ void bind_sender(nb::module_& m) {
             return self.core->token();
           },
           "Keep the channel alive for a handle on its way; `open_sender` takes what this returns.")
-      .def("close", [](PySender& self) { self.end.close(); },
-           "Give the end up. The last one closes it for the receiver. Twice is allowed.")
+      .def(
+          "close", [](PySender& self) { self.end.close(); },
+          "Give the end up. The last one closes it for the receiver. Twice is allowed.")
       .def_prop_ro("closed", [](const PySender& self) { return self.end.is_closed(); })
       .def_prop_ro("channel_id", [](const PySender& self) { return self.end.id(); })
       .def_prop_ro("shared", [](const PySender& self) { return self.end.is_shared(); })
-      .def_prop_ro("segment", [](const PySender& self) { return self.segment; },
-                   nb::sig("def segment(self) -> Segment"))
+      .def_prop_ro(
+          "segment", [](const PySender& self) { return self.segment; },
+          nb::sig("def segment(self) -> Segment"))
       .def_prop_rw(
           "bell_fd", [](const PySender& self) { return self.end.bell_fd(); },
           [](PySender& self, int fd) { self.end.set_bell_fd(fd); },
           "The descriptor that rings the receiver, borrowed; -1 if there is none.")
-      .def("__enter__", [](nb::handle self) { return nb::borrow(self); },
-           nb::sig("def __enter__(self) -> Sender"))
+      .def(
+          "__enter__", [](nb::handle self) { return nb::borrow(self); },
+          nb::sig("def __enter__(self) -> Sender"))
       .def(
           "__exit__", [](PySender& self, nb::args) { self.end.close(); },
           nb::sig("def __exit__(self, *args: object) -> None"));

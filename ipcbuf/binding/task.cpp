@@ -18,8 +18,7 @@ PyTask::PyTask(const nb::object& segment, Incoming& m, std::uint64_t id) : task_
 nb::object PyTask::load() const {
   if (records_.empty()) throw nb::value_error("the task was released");
   const auto& payload = nb::cast<const PyRecord&>(records_[0]);
-  nb::object buffers =
-      nb::steal(PyTuple_New(static_cast<Py_ssize_t>(records_.size() - 1)));
+  nb::object buffers = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(records_.size() - 1)));
   if (!buffers.is_valid()) throw nb::python_error();
   for (std::size_t i = 1; i < records_.size(); ++i)
     PyTuple_SET_ITEM(buffers.ptr(), static_cast<Py_ssize_t>(i - 1),

@@ -51,9 +51,8 @@ void send(PySender& sender, Outgoing& message, std::int64_t until, Flavour flavo
   if (sender.end.bell_fd() < 0 || !sender.end.rings_socket())
     status = sender.end.try_send(message, 0, why);
   if (status == Status::kFull || status == Status::kContended) {
-    status = wait_for(sender.end, [&](Wait& wait) {
-      return sender.end.send_slice(message, until, why, wait);
-    });
+    status = wait_for(sender.end,
+                      [&](Wait& wait) { return sender.end.send_slice(message, until, why, wait); });
   }
   if (status == Status::kOk) return;
   why.status = status;
@@ -63,10 +62,8 @@ void send(PySender& sender, Outgoing& message, std::int64_t until, Flavour flavo
 void receive(PyReceiver& receiver, Incoming& message, std::int64_t until, Flavour flavour) {
   Status status = receiver.end.try_receive(message, 0);
   if (status == Status::kEmpty || status == Status::kContended) {
-    status =
-        wait_for(receiver.end, [&](Wait& wait) {
-          return receiver.end.receive_slice(message, until, wait);
-        });
+    status = wait_for(receiver.end,
+                      [&](Wait& wait) { return receiver.end.receive_slice(message, until, wait); });
   }
   if (status != Status::kOk) raise_status(status, {}, flavour);
 }

@@ -58,8 +58,7 @@ Status free_block(Segment& s, std::uint64_t offset, Holder from) noexcept {
   // The last one out of an ownerless slab gives it back. (Our store, then our look; the
   // orphaner stores, then looks: one of the two sees the other.)
   const Run run = Run::unpack(A::load_seq(s.run(p.head)));
-  if (run.state == RunState::kSlab && run.token == 0 && is_empty(s, p.head))
-    retire_slab(s, p.head);
+  if (run.state == RunState::kSlab && run.token == 0 && is_empty(s, p.head)) retire_slab(s, p.head);
   return Status::kOk;
 }
 
@@ -102,8 +101,7 @@ void orphan_slab(Segment& s, std::uint32_t head) noexcept {
   Run run = Run::unpack(word);
   if (run.state != RunState::kSlab) return;
   run.token = 0;
-  if (A::compare_exchange(s.run(head), word, run.pack()) && is_empty(s, head))
-    retire_slab(s, head);
+  if (A::compare_exchange(s.run(head), word, run.pack()) && is_empty(s, head)) retire_slab(s, head);
 }
 
 // ---- blocks held by several processes ----

@@ -134,8 +134,7 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
 
 Status open_channel(Segment& s, std::uint32_t id, End end, Token transit) {
   const std::uint32_t index = index_of(id);
-  if (index >= s.constants().max_channels ||
-      index >= A::load_acquire(s.header().channels_high))
+  if (index >= s.constants().max_channels || index >= A::load_acquire(s.header().channels_high))
     return Status::kNotFound;
   const ChannelWord word = ChannelWord::unpack(A::load_acquire(s.channel(index).state));
   if (word.state != ChannelState::kActive || word.generation != generation_of_id(id))
@@ -175,8 +174,9 @@ void settle_channel(Segment& s, std::uint32_t index) {
       wake_channel(s, row);
   }
   if (unheld[0] && unheld[1] &&
-      A::compare_exchange(row.state, word,
-                          ChannelWord{ChannelState::kDestroying, state.generation, s.token()}.pack()))
+      A::compare_exchange(
+          row.state, word,
+          ChannelWord{ChannelState::kDestroying, state.generation, s.token()}.pack()))
     destroy_channel(s, index);
 }
 
@@ -218,7 +218,7 @@ void destroy_channel(Segment& s, std::uint32_t index) {
     BlockPlace p{};
     if (!s.place(at, p)) return;
     note_slot(s, p);
-    A::store_release(s.block(at).creator, s.token());                      // C2
+    A::store_release(s.block(at).creator, s.token());                         // C2
     A::store_release(row.receiver.ring, A::load_acquire(ring.header->next));  // C2, the commit
     (void)free_block(s, at, by_channel(id));
   }
@@ -262,7 +262,8 @@ void recover_sender(Segment& s, ChannelRow& row, std::uint32_t id) noexcept {
   A::store_relaxed(row.sender.cached, A::load_acquire(ring.header->read_word));
   A::store_release(row.sender.ring, at);
   const RingWord write = RingWord::unpack(A::load_acquire(ring.header->write_word));
-  A::store_release(row.sender.items, static_cast<std::uint32_t>(ring.header->items_base + write.items));
+  A::store_release(row.sender.items,
+                   static_cast<std::uint32_t>(ring.header->items_base + write.items));
   // Bytes: behind the last record that is still there, else what the receiver has seen.
   std::uint64_t bytes = ring.header->bytes_base;
   RingWord read = RingWord::unpack(A::load_acquire(ring.header->read_word));
@@ -296,8 +297,7 @@ void recover_receiver(Segment& s, ChannelRow& row, std::uint32_t id) noexcept {
     A::store_release(row.receiver.bytes, A::load_acquire(row.sender.bytes));
   } else if (parse_record(ring, read.index, header, start)) {
     std::uint64_t weight = header.size;
-    const auto* refs =
-        reinterpret_cast<const BlockRef*>(ring.data + start + kRecordHeader);
+    const auto* refs = reinterpret_cast<const BlockRef*>(ring.data + start + kRecordHeader);
     for (std::uint32_t i = 0; i < header.blocks; ++i) weight += refs[i].length;
     A::store_release(row.receiver.bytes, A::load_relaxed(ring.word_at(start + 8)) - weight);
   }

@@ -47,10 +47,21 @@ std::uint32_t Endpoint::pending() noexcept {
 }
 
 Status Endpoint::enter(std::int64_t until_ns) noexcept {
+  const Status status = claim(until_ns);
+  // E1: `close` stores, then looks whether we are inside; we are inside, then look.
+  if (status == Status::kOk && closed_) {
+    leave();
+    return Status::kClosed;
+  }
+  return status;
+}
+
+Status Endpoint::claim(std::int64_t until_ns) noexcept {
   const Token me = s_.token();
   if (me == 0) return Status::kTooMany;
   if (shared_) {
-    if (mine().lock.try_acquire(me)) [[likely]] return Status::kOk;
+    if (mine().lock.try_acquire(me)) [[likely]]
+      return Status::kOk;
     const bool held = mine().lock.acquire(
         me, until_ns, [this](Token t) { return s_.is_dead(t); },
         [this] {
@@ -88,6 +99,10 @@ void Endpoint::leave() noexcept {
 
 void Endpoint::close() {
   if (closed_.exchange(true)) return;
+  // E1: another thread of ours may be inside, and without our hold the channel may become
+  // another's under it. Nobody waits inside.
+  while (shared_ ? mine().lock.owner() == s_.token() : busy_.test(std::memory_order_acquire))
+    platform::cpu_pause();
   if (!shared_ && A::load_acquire(mine().owner) == s_.token()) {
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
     // C4 release, to peer_gone: all that was published is older.
@@ -159,8 +174,7 @@ bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noex
 }
 
 template <class Ready>
-void Endpoint::sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait,
-                     Ready&& ready) noexcept {
+void Endpoint::sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&& ready) noexcept {
   const std::uint32_t word = bell.announce();  // D1
   if (ready()) return;
   wait.slept = true;
@@ -171,8 +185,8 @@ void Endpoint::finish_wait(const Wait& wait) noexcept {
   if (!wait.slept) return;
   Doorbell<> bell(end_ == End::kSender ? row_.room : row_.data, s_.asymmetric());
   bell.leave();  // D2
-  const bool more = end_ == End::kReceiver ? pending() != 0
-                                           : row_.max_items == 0 || row_.max_items > pending();
+  const bool more =
+      end_ == End::kReceiver ? pending() != 0 : row_.max_items == 0 || row_.max_items > pending();
   if (more) bell.wake();
 }
 
@@ -188,9 +202,7 @@ bool SenderEnd::has_room(std::uint64_t weight) noexcept {
   return inside == 0 || pending() == 0 || inside + weight <= row_.max_bytes;
 }
 
-bool SenderEnd::is_full() noexcept {
-  return row_.max_items != 0 && pending() >= row_.max_items;
-}
+bool SenderEnd::is_full() noexcept { return row_.max_items != 0 && pending() >= row_.max_items; }
 
 /// D3: writes the byte that a polled descriptor needs.
 void SenderEnd::ring_bell_entered() noexcept {
@@ -243,9 +255,9 @@ Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
   if (m.payload_size != 0)
     std::memcpy(body + m.block_count * sizeof(BlockRef), m.payload, m.payload_size);
   const std::uint64_t bytes = A::load_relaxed(row_.sender.bytes) + weight;
-  writer.publish({size, m.payload_size, m.kind, m.payload_in_block,
-                  static_cast<std::uint8_t>(m.block_count)},
-                 bytes);
+  writer.publish(
+      {size, m.payload_size, m.kind, m.payload_in_block, static_cast<std::uint8_t>(m.block_count)},
+      bytes);
   A::store_relaxed(row_.sender.bytes, bytes);
   A::store_release(row_.sender.items,
                    static_cast<std::uint32_t>(ring_.header->items_base + writer.position().items));
@@ -277,8 +289,7 @@ Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& 
   return status;
 }
 
-Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& why,
-                             Wait& wait) {
+Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& why, Wait& wait) {
   const auto look_for_hangup = [this] {
     if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0) return;
     platform::FdEvents events;
@@ -318,8 +329,7 @@ void ReceiverEnd::drain_if_empty(std::uint32_t flags) noexcept {
   const std::uint32_t word = A::load_relaxed(row_.data.word);
   if ((word & flags) == 0 || (word & kBellToken) == 0 || !is_empty()) return;
   const bool held = row_.sender.lock.acquire(
-      s_.token(), platform::monotonic_ns() + kShortSlice,
-      [this](Token t) { return s_.is_dead(t); },
+      s_.token(), platform::monotonic_ns() + kShortSlice, [this](Token t) { return s_.is_dead(t); },
       [this] { recover_sender(s_, row_, id_); });
   if (!held) return;  // a stopped sender: the byte stays, the descriptor reads ready too long
   if (is_empty()) {
@@ -356,7 +366,7 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
         note_slot(s_, p);
         A::store_release(s_.block(head).creator, s_.token());  // C2
         A::store_relaxed(row_.receiver.cached, 0);
-        A::store_release(row_.receiver.ring, next);            // C2, the commit
+        A::store_release(row_.receiver.ring, next);  // C2, the commit
         ring_offset_ = 0;
         if (const Status status = free_block(s_, head, by_channel(id_)); status != Status::kOk)
           return status;
@@ -377,8 +387,7 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
       BlockPlace p{};
       Holder holder{};
       if (!s_.place(m.blocks[i].offset, p) || !read_holder(s_, p, holder) ||
-          holder.kind == HolderKind::kFree ||
-          m.blocks[i].length > p.size() - sizeof(BlockHeader))
+          holder.kind == HolderKind::kFree || m.blocks[i].length > p.size() - sizeof(BlockHeader))
         return s_.poison(__LINE__);
       note_slot(s_, p);
       store_holder(s_, p, by_process(s_.token()));  // D5: claim, then advance
@@ -415,7 +424,8 @@ void ReceiverEnd::wait_data(std::int64_t until_ns, Wait& wait) noexcept {
   // while nobody watches, so that a receiver that does not sleep costs no system call.
   drain_if_empty(kBellToken);
   platform::FdEvents events;
-  if (platform::poll_fd(bell_fd_, slice_end(until_ns, wait), events) > 0 && events.hangup) hangup_ = true;
+  if (platform::poll_fd(bell_fd_, slice_end(until_ns, wait), events) > 0 && events.hangup)
+    hangup_ = true;
 }
 
 Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait) noexcept {

@@ -100,8 +100,7 @@ void ForkHandlers::prepare() noexcept {
                      Hold{HoldKind::kProcess, s.child_token_, count});
     }
     for (LiveView* v = s.views_.next; v != &s.views_; v = v->next) {
-      if (v->block != 0 && !v->pinned &&
-          share_block(s, v->block, s.child_token_) != Status::kOk)
+      if (v->block != 0 && !v->pinned && share_block(s, v->block, s.child_token_) != Status::kOk)
         v->pinned = true;
     }
   }
@@ -155,7 +154,8 @@ void ForkHandlers::raw_fork() noexcept {
     (void)s.take_seat();
     // What the parent had is the parent's: hold the endpoints ourselves, disown the views.
     for (const auto& [key, count] : s.endpoints_)
-      (void)add_hold(s, hold_list(s, static_cast<std::uint32_t>(key / 2), static_cast<End>(key % 2)),
+      (void)add_hold(s,
+                     hold_list(s, static_cast<std::uint32_t>(key / 2), static_cast<End>(key % 2)),
                      Hold{HoldKind::kProcess, s.token_, count});
     for (LiveView* v = s.views_.next; v != &s.views_; v = v->next) v->pinned = true;
   }

@@ -96,8 +96,7 @@ class Walk {
           problem("channel %llu: record at %llu of ring %llu is none", index, place, at);
           return;
         }
-        const auto* refs =
-            reinterpret_cast<const BlockRef*>(ring.data + start + kRecordHeader);
+        const auto* refs = reinterpret_cast<const BlockRef*>(ring.data + start + kRecordHeader);
         for (std::uint32_t b = 0; b < header.blocks; ++b)
           if (++flights_[refs[b].offset] > 1)
             problem("block %llu is in flight twice", refs[b].offset);
@@ -168,8 +167,7 @@ class Walk {
     }
     if (n > 0) {
       const auto top = free_runs.find(s_.run_index()[0]);
-      if (top != free_runs.end())
-        census_.largest_free = std::uint64_t{top->second} << kPageShift;
+      if (top != free_runs.end()) census_.largest_free = std::uint64_t{top->second} << kPageShift;
     }
   }
 
@@ -217,18 +215,18 @@ class Walk {
         break;
       case HolderKind::kChannel: {
         ++census_.ring_blocks;
-        const ChannelWord word = ChannelWord::unpack(
-            A::load_acquire(s_.channel(index_of(holder.id)).state));
-        const bool half = word.state == ChannelState::kClaimed ||
-                          word.state == ChannelState::kDestroying;
+        const ChannelWord word =
+            ChannelWord::unpack(A::load_acquire(s_.channel(index_of(holder.id)).state));
+        const bool half =
+            word.state == ChannelState::kClaimed || word.state == ChannelState::kDestroying;
         if (!half && !reached_.rings.contains(b.offset))
           problem("ring %llu: its channel does not reach it", b.offset);
         break;
       }
       case HolderKind::kEntry: {
         ++census_.shared_blocks;
-        const EntryWord word = EntryWord::unpack(
-            A::load_acquire(s_.entry(index_of(holder.id)).state));
+        const EntryWord word =
+            EntryWord::unpack(A::load_acquire(s_.entry(index_of(holder.id)).state));
         if (word.state != EntryState::kActive || word.value * kCacheLine != b.offset ||
             word.generation != generation_of_id(holder.id))
           problem("block %llu: its entry is another's", b.offset);

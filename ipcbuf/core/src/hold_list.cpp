@@ -123,8 +123,7 @@ bool has_hold(Segment& s, HoldList& list, HoldKind kind, std::uint32_t id) noexc
 }
 
 bool is_unheld(Segment& s, HoldList& list) noexcept {
-  return !any_cell(s, list,
-                   [](Atomic<std::uint64_t>& cell) { return A::load_acquire(cell) != 0; });
+  return !any_cell(s, list, [](Atomic<std::uint64_t>& cell) { return A::load_acquire(cell) != 0; });
 }
 
 bool reap_dead_holders(Segment& s, HoldList& list) noexcept {

@@ -102,8 +102,8 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
     for (std::uint32_t i = 0; i < p.count; ++i) {
       const std::uint64_t at = p.offset + i * p.size();
       const Holder holder = Holder::unpack(A::load_acquire(s.block(at).holder));
-      const bool ring_of_dead = holder.kind == HolderKind::kChannel &&
-                                A::load_acquire(s.block(at).creator) == dead;
+      const bool ring_of_dead =
+          holder.kind == HolderKind::kChannel && A::load_acquire(s.block(at).creator) == dead;
       if (holder == by_process(dead) || ring_of_dead) candidates.push_back({at, holder});
     }
   }

@@ -206,7 +206,8 @@ Status RunHeap::grow(std::uint32_t pages, Failure& why) noexcept {
   const std::uint32_t room = c.max_pages - old;
   why.committed = static_cast<std::uint64_t>(old) << kPageShift;
   why.max_size = c.max_size;
-  why.free_bytes = static_cast<std::uint64_t>(A::load_relaxed(s_.header().free_pages)) << kPageShift;
+  why.free_bytes = static_cast<std::uint64_t>(A::load_relaxed(s_.header().free_pages))
+                   << kPageShift;
   const std::uint32_t runs = A::load_relaxed(s_.header().index_size);
   why.largest_run =
       runs == 0 ? 0 : static_cast<std::uint64_t>(length(s_.run_index()[0])) << kPageShift;
@@ -214,15 +215,15 @@ Status RunHeap::grow(std::uint32_t pages, Failure& why) noexcept {
     why.reason = "max_size";
     return why.status = Status::kExhausted;
   }
-  std::uint32_t step =
-      std::min({std::max(kFirstStep, old / 4), kLargestStep, room});
+  std::uint32_t step = std::min({std::max(kFirstStep, old / 4), kLargestStep, room});
   step = std::max(step, need);
 
   // A cgroup kills instead of refusing, so ask before the kernel has to.
   const platform::MemoryLimits limits = platform::memory_limits();
   const std::uint64_t keep = limits.physical / 20;
-  const std::uint64_t available =
-      limits.physical == 0 ? UINT64_MAX : limits.available > keep ? limits.available - keep : 0;
+  const std::uint64_t available = limits.physical == 0      ? UINT64_MAX
+                                  : limits.available > keep ? limits.available - keep
+                                                            : 0;
   const std::uint64_t headroom = std::min(available, limits.cgroup_headroom);
   const auto bytes = [](std::uint32_t n) { return static_cast<std::uint64_t>(n) << kPageShift; };
   if (bytes(step) > headroom) step = need;

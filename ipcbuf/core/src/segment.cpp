@@ -95,7 +95,8 @@ std::uint64_t Segment::check_of(std::uint64_t offset, std::uint32_t units,
                                 std::uint32_t salt) const noexcept {
   std::uint64_t seed = 0;
   std::memcpy(&seed, constants_.uuid, sizeof seed);
-  return mix(offset ^ seed ^ (static_cast<std::uint64_t>(units) << 32 | salt) * 0xD6E8FEB86659FD93) &
+  return mix(offset ^ seed ^
+             (static_cast<std::uint64_t>(units) << 32 | salt) * 0xD6E8FEB86659FD93) &
          kCheckMask;
 }
 
@@ -120,8 +121,9 @@ bool Segment::place(std::uint64_t offset, BlockPlace& out) noexcept {
   const std::uint64_t inside = offset - page_offset(head);
   const std::uint64_t index = inside / size;
   if (index >= count || index * size != inside) return false;
-  out = {head, static_cast<std::uint32_t>(index), units, count, offset,
-         check_of(offset, units, A::load_acquire(info.salt))};
+  out = {head,   static_cast<std::uint32_t>(index),
+         units,  count,
+         offset, check_of(offset, units, A::load_acquire(info.salt))};
   return true;
 }
 
@@ -270,9 +272,8 @@ std::shared_ptr<Segment> Segment::attach(int fd, Failure& why) {
 }
 
 std::shared_ptr<Segment> Segment::find(const std::uint8_t (&uuid)[16]) {
-  return ForkHandlers::find([&](const Segment& s) {
-    return std::memcmp(s.constants_.uuid, uuid, sizeof uuid) == 0;
-  });
+  return ForkHandlers::find(
+      [&](const Segment& s) { return std::memcmp(s.constants_.uuid, uuid, sizeof uuid) == 0; });
 }
 
 Segment::~Segment() {
@@ -361,8 +362,8 @@ constexpr std::uint64_t endpoint_key(std::uint32_t channel_id, End end) noexcept
 
 Status Segment::add_endpoint(std::uint32_t channel_id, End end) {
   const std::lock_guard lock(mutex_);
-  const Status status = add_hold(*this, hold_list(*this, channel_id, end),
-                                 Hold{HoldKind::kProcess, token(), 1});
+  const Status status =
+      add_hold(*this, hold_list(*this, channel_id, end), Hold{HoldKind::kProcess, token(), 1});
   if (status == Status::kOk) ++endpoints_[endpoint_key(channel_id, end)];
   return status;
 }

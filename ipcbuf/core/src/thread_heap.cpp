@@ -107,7 +107,8 @@ void ThreadHeap::collect(const SizeClass& c, Slab& slab, bool every_header) {
   for (; bits != 0; bits &= bits - 1) {
     const auto i = static_cast<std::uint32_t>(std::countr_zero(bits));
     if (i >= c.count) break;
-    const std::uint64_t at = segment_->page_offset(slab.head) + std::uint64_t{i} * c.units * kCacheLine;
+    const std::uint64_t at =
+        segment_->page_offset(slab.head) + std::uint64_t{i} * c.units * kCacheLine;
     const std::uint64_t word = A::load_acquire(segment_->block(at).holder);  // K1 acquire
     if (word == segment_->check_of(at, c.units, slab.salt)) slab.free |= 1ULL << i;
   }
@@ -148,8 +149,8 @@ bool ThreadHeap::find_returned(SizeClass& c) {
 
 /// As `find_returned`, among the blocks known to be free.
 bool ThreadHeap::find_free(SizeClass& c) {
-  const auto found = std::find_if(c.slabs.begin(), c.slabs.end(),
-                                  [](const Slab& slab) { return slab.free != 0; });
+  const auto found =
+      std::find_if(c.slabs.begin(), c.slabs.end(), [](const Slab& slab) { return slab.free != 0; });
   if (found == c.slabs.end()) return false;
   c.current = static_cast<std::size_t>(found - c.slabs.begin());
   return true;
@@ -259,8 +260,8 @@ struct ThreadHeaps {
   ThreadHeaps& operator=(const ThreadHeaps&) = delete;
   ~ThreadHeaps() {
     for (const auto& heap : heaps) {
-      const auto segment = ForkHandlers::find(
-          [&](const Segment& s) { return s.serial() == heap->serial(); });
+      const auto segment =
+          ForkHandlers::find([&](const Segment& s) { return s.serial() == heap->serial(); });
       if (segment && segment->token() == heap->token()) heap->abandon();
     }
   }
@@ -273,8 +274,8 @@ thread_local ThreadHeap* tls_last = nullptr;
 
 ThreadHeap& ThreadHeap::of(Segment& segment) {
   const Token token = segment.token();
-  if (tls_last != nullptr && tls_last->serial() == segment.serial() &&
-      tls_last->token() == token) [[likely]]
+  if (tls_last != nullptr && tls_last->serial() == segment.serial() && tls_last->token() == token)
+      [[likely]]
     return *tls_last;
   for (auto it = tls_heaps.heaps.begin(); it != tls_heaps.heaps.end(); ++it) {
     if ((*it)->serial() != segment.serial()) continue;

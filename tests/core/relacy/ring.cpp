@@ -3,10 +3,10 @@
 //
 // ring.cpp - P1 and P2 of core/ring.hpp under Relacy: a small ring that wraps, with records
 // whose bodies are plain variables. A read that no pair orders is reported as a race.
+#include "ipcbuf/ring.hpp"  // before Relacy, which redefines the names of the memory orders
+
 #include <cstdio>
 #include <cstdlib>
-
-#include "ipcbuf/ring.hpp"  // before Relacy, which redefines the names of the memory orders
 
 #include "atomics.hpp"
 

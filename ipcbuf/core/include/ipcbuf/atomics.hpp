@@ -16,11 +16,12 @@
 // such as Relacy wants the call site of every access, and a reader wants to see the order.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <type_traits>
-#include <unistd.h>
 
 namespace ipcbuf {
 
@@ -84,8 +85,7 @@ struct CrashAtomics : StdAtomics {
   static inline std::atomic<long> crash_at{-1};
 
   static void point() noexcept {
-    if (stores.fetch_add(1, std::memory_order_relaxed) ==
-        crash_at.load(std::memory_order_relaxed))
+    if (stores.fetch_add(1, std::memory_order_relaxed) == crash_at.load(std::memory_order_relaxed))
       ::_exit(137);
   }
   template <class T>

@@ -17,6 +17,8 @@
 //   C2  Move on: creator := me -> receiver.ring := next (the commit) -> free the old ring.
 //       A ring that its channel does not reach is garbage of its creator.
 //   D5  Receive: holder := me for every block -> read word (the commit).
+//   E1  Close: closed_ := true -> nobody of ours inside -> drop our hold. Whoever comes inside
+//       looks at closed_ then.
 //   D7  End: look whether the other side is gone, then at the ring; ended only if it was gone
 //       first and the ring was empty after.
 //
@@ -126,12 +128,15 @@ class Endpoint {
   void finish_wait(const Wait& wait) noexcept;
 
  protected:
-  [[nodiscard]] EndRow& mine() noexcept { return end_ == End::kSender ? row_.sender : row_.receiver; }
+  [[nodiscard]] EndRow& mine() noexcept {
+    return end_ == End::kSender ? row_.sender : row_.receiver;
+  }
   [[nodiscard]] EndRow& other() noexcept {
     return end_ == End::kSender ? row_.receiver : row_.sender;
   }
   /// The right to use this end now: the lock of a shared one, the claim of an exclusive one.
   [[nodiscard]] Status enter(std::int64_t until_ns) noexcept;
+  [[nodiscard]] Status claim(std::int64_t until_ns) noexcept;
   void leave() noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
@@ -184,8 +189,7 @@ class ReceiverEnd : public Endpoint {
       : Endpoint(segment, id, End::kReceiver) {}
 
   [[nodiscard]] Status try_receive(Incoming& message, std::int64_t lock_until) noexcept;
-  [[nodiscard]] Status receive_slice(Incoming& message, std::int64_t until_ns,
-                                     Wait& wait) noexcept;
+  [[nodiscard]] Status receive_slice(Incoming& message, std::int64_t until_ns, Wait& wait) noexcept;
   /// Waits a slice for a message without taking it. kOk: one is there, or the end is.
   [[nodiscard]] Status poll_slice(std::int64_t until_ns, Wait& wait) noexcept;
   /// Makes the descriptor level-triggered from now on (D4). kFull: this channel has none.

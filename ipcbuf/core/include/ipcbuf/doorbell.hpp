@@ -82,14 +82,15 @@ class Doorbell {
     platform::futex_wake(&row_.word, INT32_MAX);
   }
   void ring_futex() noexcept {
-    if ((look() & kBellWaiting) != 0) [[unlikely]] wake();
+    if ((look() & kBellWaiting) != 0) [[unlikely]]
+      wake();
   }
 
   /// Under the sending end's lock (D3).
   void set_token() noexcept {
     std::uint32_t word = A::load_relaxed(row_.word);
-    while (!A::compare_exchange(row_.word, word,
-                                ((word + kBellStep) & ~kBellWaiting) | kBellToken)) {
+    while (
+        !A::compare_exchange(row_.word, word, ((word + kBellStep) & ~kBellWaiting) | kBellToken)) {
     }
   }
   void clear_token() noexcept { A::fetch_and(row_.word, ~kBellToken); }
@@ -98,8 +99,7 @@ class Doorbell {
   // ---- the spinner's claim: at most one waiter per channel burns a core ----
   [[nodiscard]] bool claim_spin(std::uint32_t me, std::int64_t now, std::int64_t until) noexcept {
     std::uint32_t owner = A::load_relaxed(row_.spinner);
-    if (owner != 0 &&
-        static_cast<std::int64_t>(A::load_relaxed(row_.spin_until)) > now)
+    if (owner != 0 && static_cast<std::int64_t>(A::load_relaxed(row_.spin_until)) > now)
       return false;  // somebody spins; an expired claim is ignored, its owner may be dead
     if (!A::compare_exchange(row_.spinner, owner, me)) return false;
     A::store_relaxed(row_.spin_until, static_cast<std::uint64_t>(until));

@@ -16,7 +16,7 @@ namespace ipcbuf {
 struct Census {
   std::vector<std::string> problems;  // empty: sound
   std::uint64_t committed_bytes = 0;
-  std::uint64_t free_bytes = 0;      // in free runs
+  std::uint64_t free_bytes = 0;  // in free runs
   std::uint64_t largest_free = 0;
   std::uint64_t reserved_runs = 0;
   std::uint64_t slabs = 0;

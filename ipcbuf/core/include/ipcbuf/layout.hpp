@@ -40,9 +40,9 @@ inline constexpr std::uint64_t kMaxSize = 1ULL << 37;  // a block's size is 32 b
 inline constexpr std::uint64_t kGuardGap = 1U << 16;
 
 /// Byte order, pointer size, cache line and page: equal or not attachable.
-inline constexpr std::uint32_t kAbi =
-    (std::endian::native == std::endian::little ? 1U : 2U) << 24 |
-    static_cast<std::uint32_t>(sizeof(void*)) << 16 | kCacheLine << 8 | kPageShift;
+inline constexpr std::uint32_t kAbi = (std::endian::native == std::endian::little ? 1U : 2U) << 24 |
+                                      static_cast<std::uint32_t>(sizeof(void*)) << 16 |
+                                      kCacheLine << 8 | kPageShift;
 
 // ---- tokens ---------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ static_assert(sizeof(SharedEntry) == 128);
 
 enum class ChannelState : std::uint32_t {
   kFree = 0,
-  kClaimed = 1,     // being built by the token
+  kClaimed = 1,  // being built by the token
   kActive = 2,
   kDestroying = 3,  // being emptied by the token
 };
@@ -239,7 +239,8 @@ constexpr std::uint32_t generation_of_id(std::uint32_t id) noexcept { return id 
 enum class BellKind : std::uint32_t { kFutex = 0, kEventfd = 1, kSocket = 2 };
 enum class EndState : std::uint32_t { kOpen = 0, kClosed = 1, kDead = 2 };
 
-inline constexpr std::uint32_t kSharedEnds = 1;  // ChannelRow::flags: many users per end, with a lock
+inline constexpr std::uint32_t kSharedEnds =
+    1;  // ChannelRow::flags: many users per end, with a lock
 
 /// What one side sleeps on and the other rings. See doorbell.hpp.
 struct BellRow {
@@ -256,10 +257,10 @@ struct EndRow {
   Atomic<std::uint32_t> owner;  // token of the only user of an exclusive end, 0 = not yet claimed
   Atomic<std::uint32_t> state;  // EndState
   std::uint32_t spare0;
-  Atomic<std::uint64_t> ring;   // sender: last ring of the chain; receiver: first (the truth)
-  Atomic<std::uint64_t> items;  // mirror: items ever sent / received, modulo 2^32
-  Atomic<std::uint64_t> bytes;  // mirror: bytes ever sent / received
-  Atomic<std::uint64_t> cached; // the other side's word of our ring, as last seen
+  Atomic<std::uint64_t> ring;    // sender: last ring of the chain; receiver: first (the truth)
+  Atomic<std::uint64_t> items;   // mirror: items ever sent / received, modulo 2^32
+  Atomic<std::uint64_t> bytes;   // mirror: bytes ever sent / received
+  Atomic<std::uint64_t> cached;  // the other side's word of our ring, as last seen
   std::uint64_t spare[2];
 };
 static_assert(sizeof(EndRow) == kCacheLine);
@@ -316,7 +317,7 @@ struct Constants {
   std::uint64_t pages;
   std::uint64_t index;
   std::uint64_t payload;
-  std::uint64_t window;  // bytes mapped in all
+  std::uint64_t window;    // bytes mapped in all
   std::uint64_t checksum;  // of all the above
   std::uint64_t spare[8];
 };
@@ -332,10 +333,10 @@ struct Header {
   std::uint32_t spare1[12];
 
   alignas(kCacheLine) Atomic<std::uint32_t> poisoned;  // one way; the line of the first finder
-  Atomic<std::uint32_t> slots_high;     // rows below were used once
+  Atomic<std::uint32_t> slots_high;                    // rows below were used once
   Atomic<std::uint32_t> channels_high;
   Atomic<std::uint32_t> entries_high;
-  Atomic<std::uint32_t> slot_hint;      // where to look first; never trusted
+  Atomic<std::uint32_t> slot_hint;  // where to look first; never trusted
   Atomic<std::uint32_t> channel_hint;
   Atomic<std::uint32_t> entry_hint;
   Atomic<std::uint32_t> reap_hint;
@@ -343,7 +344,7 @@ struct Header {
 
   alignas(kCacheLine) Atomic<std::uint32_t> death_epoch;  // grows with every burial
   Atomic<std::uint32_t> spare3;
-  Atomic<std::uint64_t> reaps;      // statistics
+  Atomic<std::uint64_t> reaps;  // statistics
   Atomic<std::uint64_t> takeovers;
   Atomic<std::uint64_t> growths;
   std::uint64_t spare4[4];

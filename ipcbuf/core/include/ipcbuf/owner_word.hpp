@@ -81,9 +81,7 @@ class OwnerWord {
     if (A::exchange(word_, 0) & kWaiters) platform::futex_wake(&word_, 1);
   }
 
-  [[nodiscard]] std::uint32_t owner() const noexcept {
-    return A::load_acquire(word_) & ~kWaiters;
-  }
+  [[nodiscard]] std::uint32_t owner() const noexcept { return A::load_acquire(word_) & ~kWaiters; }
 
   /// Only for a word nobody else can see yet.
   void reset() noexcept { A::store_relaxed(word_, 0); }

@@ -68,8 +68,8 @@ void close_fd(int fd) noexcept;
 /// A private page that reads as zero after any fork, raw clone included.
 [[nodiscard]] void* wipe_on_fork_page() noexcept;
 struct MemoryLimits {
-  std::uint64_t physical = 0;   // bytes
-  std::uint64_t available = 0;  // MemAvailable
+  std::uint64_t physical = 0;                  // bytes
+  std::uint64_t available = 0;                 // MemAvailable
   std::uint64_t cgroup_limit = UINT64_MAX;     // the least limit above us
   std::uint64_t cgroup_headroom = UINT64_MAX;  // the least (limit - use + inactive file pages)
 };

@@ -37,8 +37,8 @@
 
 namespace ipcbuf {
 
-inline constexpr std::uint32_t kMaxBlocks = 64;     // of one message
-inline constexpr std::uint32_t kMaxInline = 2048;   // bytes of a message inside the ring
+inline constexpr std::uint32_t kMaxBlocks = 64;    // of one message
+inline constexpr std::uint32_t kMaxInline = 2048;  // bytes of a message inside the ring
 inline constexpr std::uint32_t kMinRing = 16384 - kRingOverhead;
 
 struct BlockRef {
@@ -64,9 +64,8 @@ struct RecordHeader {
   }
   static constexpr RecordHeader unpack(std::uint64_t w) noexcept {
     return {static_cast<std::uint32_t>(w & 0xFFFFF) * 16,
-            static_cast<std::uint32_t>(w >> 20 & 0xFFFFFF),
-            static_cast<RecordKind>(w >> 44 & 0x7F), (w >> 51 & 1) != 0,
-            static_cast<std::uint8_t>(w >> 52)};
+            static_cast<std::uint32_t>(w >> 20 & 0xFFFFFF), static_cast<RecordKind>(w >> 44 & 0x7F),
+            (w >> 51 & 1) != 0, static_cast<std::uint8_t>(w >> 52)};
   }
 };
 inline constexpr std::uint32_t kRecordHeader = 16;
@@ -163,7 +162,8 @@ class RingWriter {
       if (size > read.index) return nullptr;
       // Of an empty ring the reader stands where we stand, so it finds the mark.
       if (at < ring_.capacity)
-        A::store_relaxed(ring_.word_at(at), RecordHeader{16, 0, RecordKind::kSkip, false, 0}.pack());
+        A::store_relaxed(ring_.word_at(at),
+                         RecordHeader{16, 0, RecordKind::kSkip, false, 0}.pack());
       at = 0;
     }
     start_ = at;

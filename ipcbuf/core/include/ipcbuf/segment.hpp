@@ -65,7 +65,8 @@ class Segment {
   [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
   /// Our token. After a fork that ran no handlers this takes a seat of our own first.
   [[nodiscard]] Token token() noexcept {
-    if (*alive_page_ == 0) [[unlikely]] after_raw_fork();
+    if (*alive_page_ == 0) [[unlikely]]
+      after_raw_fork();
     return token_;
   }
   /// True if we have a slot. A fork while all were taken leaves the child without; it tries again.
@@ -73,7 +74,9 @@ class Segment {
 
   // ---- tables ----
   [[nodiscard]] Header& header() noexcept { return *reinterpret_cast<Header*>(base_); }
-  [[nodiscard]] SlotRow& slot(std::uint32_t i) noexcept { return table<SlotRow>(constants_.slots)[i]; }
+  [[nodiscard]] SlotRow& slot(std::uint32_t i) noexcept {
+    return table<SlotRow>(constants_.slots)[i];
+  }
   [[nodiscard]] ChannelRow& channel(std::uint32_t i) noexcept {
     return table<ChannelRow>(constants_.channels)[i];
   }
@@ -86,7 +89,9 @@ class Segment {
   [[nodiscard]] PageInfo& page(std::uint32_t page) noexcept {
     return table<PageInfo>(constants_.pages)[page];
   }
-  [[nodiscard]] std::uint32_t* run_index() noexcept { return table<std::uint32_t>(constants_.index); }
+  [[nodiscard]] std::uint32_t* run_index() noexcept {
+    return table<std::uint32_t>(constants_.index);
+  }
   [[nodiscard]] std::uint32_t committed_pages() noexcept {
     const std::uint32_t n = Atomics::load_acquire(header().committed_pages);
     return n <= constants_.max_pages ? n : constants_.max_pages;
@@ -157,7 +162,7 @@ class Segment {
   const std::uint32_t* alive_page_ = nullptr;
 
   std::mutex mutex_;
-  LiveView views_;  // sentinel of the ring of views
+  LiveView views_;                                              // sentinel of the ring of views
   std::unordered_map<std::uint64_t, std::uint32_t> endpoints_;  // channel id * 2 + end -> objects
   std::vector<Token> assumed_dead_;
 

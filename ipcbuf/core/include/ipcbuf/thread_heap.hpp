@@ -67,8 +67,8 @@ class ThreadHeap {
   Segment* segment_;
   std::uint64_t serial_;
   Token token_;
-  std::uint64_t owned_ = 0;    // bytes of all our slabs
-  std::uint64_t trim_at_ = 0;  // bytes
+  std::uint64_t owned_ = 0;         // bytes of all our slabs
+  std::uint64_t trim_at_ = 0;       // bytes
   std::vector<SizeClass> classes_;  // the small ones by position, then large ones as they come
 };
 

@@ -37,8 +37,7 @@ int write_token(int fd, bool eventfd) noexcept {
   const std::uint64_t one = 1;
   ssize_t n = 0;
   do {
-    n = eventfd ? ::write(fd, &one, sizeof one)
-                : ::send(fd, &one, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    n = eventfd ? ::write(fd, &one, sizeof one) : ::send(fd, &one, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
   } while (n < 0 && errno == EINTR);
   return n < 0 ? -errno : 0;
 }
@@ -46,7 +45,8 @@ int write_token(int fd, bool eventfd) noexcept {
 void drain_token(int fd, bool eventfd) noexcept {
   char bytes[64];  // more than one token is there only if a writer died between write and mark
   for (;;) {
-    const ssize_t n = eventfd ? ::read(fd, bytes, 8) : ::recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    const ssize_t n =
+        eventfd ? ::read(fd, bytes, 8) : ::recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
     if (n < 0 && errno == EINTR) continue;
     if (eventfd || n < static_cast<ssize_t>(sizeof bytes)) return;
   }

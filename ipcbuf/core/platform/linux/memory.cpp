@@ -178,8 +178,7 @@ std::uint64_t limit_of(const char* text) noexcept {
 void one_cgroup(const char* directory, bool v2, MemoryLimits& out) noexcept {
   char path[4352];
   char text[4096];
-  std::snprintf(path, sizeof path, "%s/%s", directory,
-                v2 ? "memory.max" : "memory.limit_in_bytes");
+  std::snprintf(path, sizeof path, "%s/%s", directory, v2 ? "memory.max" : "memory.limit_in_bytes");
   if (!read_small(path, text, sizeof text)) return;
   const std::uint64_t limit = limit_of(text);
   if (limit == UINT64_MAX) return;
