@@ -64,9 +64,15 @@ void ForkHandlers::remove(const Segment& segment) {
 }
 
 std::shared_ptr<Segment> ForkHandlers::find(const std::function<bool(const Segment&)>& is_it) {
+  // Dropped behind the lock: what others let go meanwhile ends here, and asks for the lock.
+  std::vector<std::shared_ptr<Segment>> seen;
   const std::lock_guard lock(registry().list);
-  for (const auto& [raw, weak] : registry().segments)
-    if (auto alive = weak.lock(); alive && is_it(*alive)) return alive;
+  for (const auto& [raw, weak] : registry().segments) {
+    auto alive = weak.lock();
+    if (!alive) continue;
+    seen.push_back(std::move(alive));
+    if (is_it(*seen.back())) return seen.back();
+  }
   return nullptr;
 }
 
