@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gc
 import queue
+import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -293,3 +295,45 @@ def test_sleepers_in_one_process_are_all_woken(segment: ipcbuf.Segment) -> None:
         slowest.append(max(delays))
 
     assert min(slowest) < 0.02, slowest  # the machine may be busy; a lost wake-up is lost always
+
+
+def test_closing_does_not_harm_threads_that_are_at_work(segment: ipcbuf.Segment) -> None:
+    """What they do next is refused; the place of the closed channel is another's by then."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for turn in range(300):
+            sender, receiver = segment.channel(shared=True, max_items=2)
+            objects = ipcbuf.ObjectQueue(sender, receiver)
+            ends: list[BaseException] = []
+
+            def repeat(call: Callable[[], object], to: list[BaseException]) -> None:
+                try:
+                    while True:
+                        call()
+                except Exception as error:
+                    to.append(error)
+
+            calls: list[Callable[[], object]] = [
+                partial(sender.send_object, b"x" * 2000),
+                partial(sender.send_object, "y"),
+                receiver.recv_object,
+                receiver.recv_object,
+            ]
+            threads = [threading.Thread(target=repeat, args=(call, ends)) for call in calls]
+            for thread in threads:
+                thread.start()
+            time.sleep(turn % 10 / 5000)
+            objects.close_native()
+            for thread in threads:
+                thread.join(PATIENCE)
+
+            assert all(
+                isinstance(end, (ipcbuf.ClosedError, ipcbuf.BrokenChannel, ipcbuf.EndOfChannel))
+                for end in ends
+            ), ends
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert segment.stats()["channels"] == 0
+    assert segment.stats()["poisoned"] == 0
