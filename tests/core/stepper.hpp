@@ -103,6 +103,7 @@ struct World {
   } while (false)
 
 [[noreturn]] inline void give_up(World& w, int line) {
+  std::fprintf(stderr, "line %d: the scenario does not hold\n", line);
   w.page->line.store(line);
   w.page->op.store(kFailed);
   ::_exit(99);

@@ -281,7 +281,8 @@ TEST(eight_blocked_receivers_get_eight_messages_in_less_than_a_slice) {
         last = platform::monotonic_ns();
         ++got;
       });
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // all asleep, in mid-slice or not
+    // All are asleep by then, and early in a slice: by itself nobody wakes for 15 ms.
+    std::this_thread::sleep_for(std::chrono::milliseconds(65));
     const std::int64_t begin = platform::monotonic_ns();
     for (std::uint64_t i = 0; i < kReceivers; ++i) CHECK_EQ(Status::kOk, send_number(pair.tx, i));
     for (auto& thread : threads) thread.join();
