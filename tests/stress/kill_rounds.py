@@ -470,6 +470,9 @@ def run(
         if done % 50 == 0:
             log(f"{done} rounds: {total}")
     seconds = time.monotonic() - begin
+    if ours:
+        after = ipcbuf.default_segment().stats()
+        log(f"{after['reaps']} processes reaped, {after['takeovers']} locks taken over")
     print(f"{library}, {method}: {done} rounds, seed {seed}, {seconds:.0f} s\n  {total}")
     return total
 
