@@ -80,10 +80,11 @@ Status Endpoint::claim(std::int64_t until_ns) noexcept {
         });
     return held ? Status::kOk : Status::kContended;
   }
-  if (busy_.test_and_set(std::memory_order_acquire)) return Status::kBusyEnd;
+  Token inside = inside_.load(std::memory_order_relaxed);
+  if (inside == me || !inside_.compare_exchange_strong(inside, me)) return Status::kBusyEnd;
   std::uint32_t owner = 0;
   if (!A::compare_exchange(mine().owner, owner, me) && owner != me) {
-    busy_.clear(std::memory_order_release);
+    inside_.store(0, std::memory_order_release);
     return Status::kBusyEnd;
   }
   return Status::kOk;
@@ -93,16 +94,16 @@ void Endpoint::leave() noexcept {
   if (shared_) {
     mine().lock.release();
   } else {
-    busy_.clear(std::memory_order_release);
+    inside_.store(0, std::memory_order_release);
   }
 }
 
 void Endpoint::close() {
   if (closed_.exchange(true)) return;
   // E1: another thread of ours may be inside, and without our hold the channel may become
-  // another's under it. Nobody waits inside.
-  while (shared_ ? mine().lock.owner() == s_.token() : busy_.test(std::memory_order_acquire))
-    platform::cpu_pause();
+  // another's under it. Nobody waits inside. Who was inside at a fork is not in the child.
+  const Token me = s_.token();
+  while (me != 0 && (shared_ ? mine().lock.owner() : inside_.load()) == me) platform::cpu_pause();
   if (!shared_ && A::load_acquire(mine().owner) == s_.token()) {
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
     // C4 release, to peer_gone: all that was published is older.

@@ -155,8 +155,8 @@ class Endpoint {
   int bell_fd_ = -1;
   std::atomic<bool> closed_ = false;
   std::atomic<bool> hangup_ = false;
-  std::atomic_flag busy_;  // an exclusive end: a thread is inside
-  Ring<> ring_;            // as last opened
+  std::atomic<Token> inside_ = 0;  // an exclusive end: us, if a thread is inside
+  Ring<> ring_;                    // as last opened
   std::uint64_t ring_offset_ = 0;
 
  private:
