@@ -279,7 +279,7 @@ def test_sleepers_in_one_process_are_all_woken(segment: ipcbuf.Segment) -> None:
     """Eight threads sleep in `get`, eight items come; nobody waits out a slice of 200 ms."""
     objects = make(segment)
     slowest = []
-    for _ in range(5):
+    for _ in range(20):
         delays: list[float] = []
         threads = [
             threading.Thread(target=lambda to=delays: to.append(time.monotonic() - objects.get()))
@@ -293,6 +293,8 @@ def test_sleepers_in_one_process_are_all_woken(segment: ipcbuf.Segment) -> None:
         for thread in threads:
             thread.join(PATIENCE)
         slowest.append(max(delays))
+        if slowest[-1] < 0.02:
+            break
 
     assert min(slowest) < 0.02, slowest  # the machine may be busy; a lost wake-up is lost always
 
