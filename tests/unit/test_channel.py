@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import itertools
 import multiprocessing
@@ -561,6 +562,40 @@ def test_an_end_that_nobody_used_is_free_for_a_child(
 
     assert here.recv() == "None"
     assert receiver.recv(timeout=PATIENCE) == b"second"
+
+
+def test_a_child_may_close_an_end_that_a_thread_was_in(segment: ipcbuf.Segment) -> None:
+    """A fork copies the end as it is at that moment, without the thread."""
+    sender, receiver = segment.channel(max_items=4)
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(ipcbuf.ChannelFull):
+                sender.send(b"x" * 500, timeout=0.01)
+
+    def receive() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(ipcbuf.ChannelEmpty):
+                receiver.recv(timeout=0.01)
+
+    results = [in_thread(send), in_thread(receive)]
+    try:
+        for _ in range(100):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    sender.close()
+                    receiver.close()
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            _, status = os.waitpid(pid, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        stop.set()
+
+    assert [result() for result in results] == [None, None]  # ours are open still
 
 
 # --- the end --------------------------------------------------------------------------------------

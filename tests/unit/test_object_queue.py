@@ -296,7 +296,7 @@ def test_sleepers_in_one_process_are_all_woken(segment: ipcbuf.Segment) -> None:
         if slowest[-1] < 0.02:
             break
 
-    assert min(slowest) < 0.02, slowest  # the machine may be busy; a lost wake-up is lost always
+    assert min(slowest) < 0.05, slowest  # the machine may be busy; a lost wake-up is lost always
 
 
 def test_closing_does_not_harm_threads_that_are_at_work(segment: ipcbuf.Segment) -> None:
