@@ -65,10 +65,9 @@ void equal(const A& expected, const B& actual, const char* file, int line, const
 
 #define CHECK(condition) \
   ((condition) ? void() : ::check::fail(__FILE__, __LINE__, "not true: " #condition))
-#define CHECK_EQ(expected, actual) \
-  ::check::equal((expected), (actual), __FILE__, __LINE__, #actual)
-#define TEST(name)                                                \
-  static void name();                                             \
+#define CHECK_EQ(expected, actual) ::check::equal((expected), (actual), __FILE__, __LINE__, #actual)
+#define TEST(name)                                             \
+  static void name();                                          \
   static const ::check::Register register_##name(#name, name); \
   static void name()
 
@@ -87,7 +86,7 @@ inline constexpr bool kSanitized =
 
 /// Ends the program, loudly, if one test hangs: a hang is the failure that matters most.
 inline void watchdog(unsigned seconds) {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = [](int) {
     const char text[] = "watchdog: this test hangs: ";
     (void)!::write(2, text, sizeof text - 1);

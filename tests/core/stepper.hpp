@@ -68,8 +68,8 @@ inline constexpr std::size_t kChannels = 2;
 
 /// Shared by tracer and children, beside the segment.
 struct Page {
-  std::atomic<int> op;  // the step of the scenario that is under way
-  std::atomic<int> line;  // of a step that failed
+  std::atomic<int> op;                             // the step of the scenario that is under way
+  std::atomic<int> line;                           // of a step that failed
   std::atomic<std::uint64_t> sent[kChannels];      // last number whose `send` has returned
   std::atomic<std::uint64_t> received[kChannels];  // last number whose `receive` has returned
   std::atomic<std::uint64_t> values[8];            // of the scenario's own
@@ -97,9 +97,9 @@ struct World {
 };
 
 /// In a scenario: what must hold, or the scenario itself is wrong.
-#define REQUIRE(w, condition)                             \
-  do {                                                    \
-    if (!(condition)) ::stepper::give_up((w), __LINE__);  \
+#define REQUIRE(w, condition)                            \
+  do {                                                   \
+    if (!(condition)) ::stepper::give_up((w), __LINE__); \
   } while (false)
 
 [[noreturn]] inline void give_up(World& w, int line) {
@@ -185,17 +185,17 @@ struct Role {
 struct Scenario {
   std::string name;
   std::uint64_t max_size = 4U << 20;
-  std::function<void(World&)> set_up = [](World&) {};      // by the tracer
+  std::function<void(World&)> set_up = [](World&) {};  // by the tracer
   Role stepped{};
-  Role victim{};                                           // stepped to its end, then killed
-  std::function<bool(World&)> victim_ends = {};            // asked at each of its changes
+  Role victim{};                                            // stepped to its end, then killed
+  std::function<bool(World&)> victim_ends = {};             // asked at each of its changes
   std::function<void(World&)> after_forks = [](World&) {};  // by the tracer
-  bool attaches = false;      // the stepped process is forked before the segment is made
-  bool follows_fork = false;  // step the child that the stepped process makes, too
-  bool in_between = false;    // what is left may lie between before and after (several commits)
+  bool attaches = false;        // the stepped process is forked before the segment is made
+  bool follows_fork = false;    // step the child that the stepped process makes, too
+  bool in_between = false;      // what is left may lie between before and after (several commits)
   bool leaves_nothing = false;  // whatever it did, its death leaves what was there before
-  bool vanishing = false;     // the channels may be gone with the stepped process
-  bool own_pool = true;       // part of the two-deep run
+  bool vanishing = false;       // the channels may be gone with the stepped process
+  bool own_pool = true;         // part of the two-deep run
 };
 
 // ---- what a recovery may look at ----
@@ -283,8 +283,7 @@ class Image {
     std::size_t from = 0;
     for (const auto& [at, length] : ranges_) {
       const auto* w = static_cast<const std::byte*>(word);
-      if (w >= at && w + size <= at + length)
-        std::memset(bytes_.data() + from + (w - at), 0, size);
+      if (w >= at && w + size <= at + length) std::memset(bytes_.data() + from + (w - at), 0, size);
       from += length;
     }
   }
@@ -428,7 +427,8 @@ class Run1 {
     while (::waitpid(pid, &status, __WALL) < 0)
       if (errno != EINTR) return false;
     if (!WIFSTOPPED(status)) {
-      std::fprintf(stderr, "line %d, status %#x\n", w_.page->line.load(), static_cast<unsigned>(status));
+      std::fprintf(stderr, "line %d, status %#x\n", w_.page->line.load(),
+                   static_cast<unsigned>(status));
       return false;
     }
     ::ptrace(PTRACE_SETOPTIONS, pid, nullptr,
@@ -497,8 +497,8 @@ class Run1 {
     figures_.boundaries += instruction_;
     // Every state must be what was there before or after the step it lies in.
     for (const Pending& p : pending_) {
-      const auto before = std::find_if(keys_.begin(), keys_.end(),
-                                       [&](const auto& k) { return k.first == p.op; });
+      const auto before =
+          std::find_if(keys_.begin(), keys_.end(), [&](const auto& k) { return k.first == p.op; });
       if (before == keys_.end()) continue;
       const auto after = before + 1 == keys_.end() ? before : before + 1;
       if (scenario_.leaves_nothing) {
@@ -548,7 +548,8 @@ class Run1 {
       ::pclose(p);
     }
     while (!out.empty() && out.back() == '\n') out.pop_back();
-    if (out.empty() || out[0] == '?') std::snprintf(command, sizeof command, "%#lx", at), out = command;
+    if (out.empty() || out[0] == '?')
+      std::snprintf(command, sizeof command, "%#lx", at), out = command;
     return out;
   }
 
@@ -614,8 +615,9 @@ class Run1 {
     if (census.reserved_runs != 0) return fail("a run is reserved");
     if (!claims_are_owned(c)) return fail("a claimed entry belongs to nobody");
     if (!holds_are_owned(c)) return fail("a hold belongs to nobody");
-    key = {census.process_blocks, census.flight_blocks, census.ring_blocks,
-           census.shared_blocks,  census.channels,      census.messages,
+    key = {census.process_blocks, census.flight_blocks,
+           census.ring_blocks,    census.shared_blocks,
+           census.channels,       census.messages,
            census.entries,        census.committed_bytes - census.free_bytes};
 
     Image first;
@@ -716,11 +718,13 @@ class Run1 {
       last = number;
       ++count;
       for (std::uint32_t b = 0; b < m.block_count; ++b)
-        if (free_block(c, m.blocks[b].offset) != Status::kOk) wrong = "a message's block is not ours";
+        if (free_block(c, m.blocks[b].offset) != Status::kOk)
+          wrong = "a message's block is not ours";
     }
     rx.close();
     if (!wrong.empty()) return wrong;
-    if (count != pending) return "pending() was " + std::to_string(pending) + ", messages " + std::to_string(count);
+    if (count != pending)
+      return "pending() was " + std::to_string(pending) + ", messages " + std::to_string(count);
     const auto near = [](std::uint64_t n, std::uint64_t at) { return n == at || n == at + 1; };
     bool right = false;
     if (count != 0) {
@@ -729,8 +733,8 @@ class Run1 {
       for (const std::uint64_t n : {sent, sent + 1}) right = right || near(n, received);
     }
     if (right) return {};
-    return "messages " + std::to_string(first) + " to " + std::to_string(last) + " are there; sent " +
-           std::to_string(sent) + ", received " + std::to_string(received);
+    return "messages " + std::to_string(first) + " to " + std::to_string(last) +
+           " are there; sent " + std::to_string(sent) + ", received " + std::to_string(received);
   }
 
   struct Pending {

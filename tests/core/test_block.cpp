@@ -2,9 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_block.cpp - block.hpp: who holds a block, and what wrong frees answer.
-#include "ipcbuf/block.hpp"
-
 #include "fixture.hpp"
+#include "ipcbuf/block.hpp"
 #include "ipcbuf/run_heap.hpp"
 
 namespace {

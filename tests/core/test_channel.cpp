@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_channel.cpp - channel.hpp: messages, limits, waiting, ends and the death of a peer.
-#include "ipcbuf/channel.hpp"
-
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -11,6 +9,7 @@
 #include <algorithm>
 
 #include "fixture.hpp"
+#include "ipcbuf/channel.hpp"
 
 namespace {
 

@@ -23,7 +23,8 @@ struct Stage {
   std::uint64_t sent = 0;
 };
 
-bool send(Stage& stage, Pair& pair, std::uint64_t number, std::uint32_t blocks, std::uint64_t length) {
+bool send(Stage& stage, Pair& pair, std::uint64_t number, std::uint32_t blocks,
+          std::uint64_t length) {
   Outgoing out = message(&number, sizeof number);
   out.block_count = blocks;
   Failure why;
@@ -103,14 +104,14 @@ TEST(allocate_and_free) {
 }
 
 TEST(send_and_receive_blocks) {
-  at_every_store(
-      [](Stage& stage) { CHECK(send(stage, stage.shared, 1, 2, 500)); },
-      [](Stage& stage) {
-        for (std::uint64_t i = 2; i < 5; ++i) CHECK(send(stage, stage.shared, i, 3, 700));
-        std::uint64_t number = 0;
-        CHECK(receive(stage, stage.shared, number) && number == 1);
-        CHECK(receive(stage, stage.shared, number) && number == 2);
-      });
+  at_every_store([](Stage& stage) { CHECK(send(stage, stage.shared, 1, 2, 500)); },
+                 [](Stage& stage) {
+                   for (std::uint64_t i = 2; i < 5; ++i)
+                     CHECK(send(stage, stage.shared, i, 3, 700));
+                   std::uint64_t number = 0;
+                   CHECK(receive(stage, stage.shared, number) && number == 1);
+                   CHECK(receive(stage, stage.shared, number) && number == 2);
+                 });
 }
 
 TEST(link_rings_and_move_on) {

@@ -2,11 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_doorbell.cpp - doorbell.hpp: no wake-up is lost, and flags do not get into each other's way.
-#include "ipcbuf/doorbell.hpp"
-
 #include <thread>
 
 #include "check.hpp"
+#include "ipcbuf/doorbell.hpp"
 
 namespace {
 

@@ -2,11 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_fork.cpp - fork.hpp: what a child has, with handlers and without.
-#include "ipcbuf/fork.hpp"
-
 #include <sys/syscall.h>
 
 #include "fixture.hpp"
+#include "ipcbuf/fork.hpp"
 
 namespace {
 

@@ -2,9 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_hold_list.cpp - hold_list.hpp: counts per process, long lists, and the chain's way back.
-#include "ipcbuf/hold_list.hpp"
-
 #include "fixture.hpp"
+#include "ipcbuf/hold_list.hpp"
 
 namespace {
 
@@ -102,8 +101,8 @@ TEST(a_channel_gives_its_long_lists_back) {
   {
     Pair pair(*s, shared_ends());
     for (std::uint32_t i = 0; i < 50; ++i)
-      CHECK_EQ(Status::kOk, add_hold(*s, hold_list(*s, pair.id, End::kSender),
-                                     Hold{HoldKind::kChannel, i, 1}));
+      CHECK_EQ(Status::kOk,
+               add_hold(*s, hold_list(*s, pair.id, End::kSender), Hold{HoldKind::kChannel, i, 1}));
     CHECK(take_census(*s, false).entries > 0);
     for (std::uint32_t i = 0; i < 50; ++i)
       (void)drop_hold(*s, hold_list(*s, pair.id, End::kSender), HoldKind::kChannel, i, true);

@@ -35,17 +35,18 @@ struct Duel {
   std::function<void(World&)> first_prepare = [](World&) {};
   std::function<void(World&)> first{};
   std::function<void(World&)> after_fork = [](World&) {};
-  std::function<void(World&)> second{};  // by the tracer
+  std::function<void(World&)> second{};              // by the tracer
   std::function<void(World&)> then = [](World&) {};  // by the tracer, when both are done
   bool second_sends = false;
   bool second_receives = false;
   std::uint64_t each_until = 0;  // stop at each of so many instructions, and nowhere else
-  bool must_not_sleep = false;  // the first may not go to sleep once the second is done
+  bool must_not_sleep = false;   // the first may not go to sleep once the second is done
 };
 
 void must(bool condition, int line, const Duel& duel, std::uint64_t at, const std::string& what) {
   if (condition) return;
-  check::fail(__FILE__, line, duel.name + ", stopped behind instruction " + std::to_string(at) + ": " + what);
+  check::fail(__FILE__, line,
+              duel.name + ", stopped behind instruction " + std::to_string(at) + ": " + what);
 }
 
 /// True if the process, stopped at a system call, is about to wait on a word that has not changed.

@@ -2,14 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_owner_word.cpp - owner_word.hpp: exclusion, waiting, and take-over from the dead only.
-#include "ipcbuf/owner_word.hpp"
-
 #include <sys/mman.h>
 
 #include <thread>
 #include <vector>
 
 #include "check.hpp"
+#include "ipcbuf/owner_word.hpp"
 
 namespace {
 

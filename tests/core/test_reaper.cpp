@@ -2,9 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_reaper.cpp - reaper.hpp: what processes leave behind when they are killed at random.
-#include "ipcbuf/reaper.hpp"
-
 #include "fixture.hpp"
+#include "ipcbuf/reaper.hpp"
 #include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/slots.hpp"
 

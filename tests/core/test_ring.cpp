@@ -2,13 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_ring.cpp - ring.hpp over plain memory: one writer, one reader, no segment.
-#include "ipcbuf/ring.hpp"
-
 #include <deque>
 #include <memory>
 #include <thread>
 
 #include "check.hpp"
+#include "ipcbuf/ring.hpp"
 
 namespace {
 

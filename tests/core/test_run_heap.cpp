@@ -2,11 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_run_heap.cpp - run_heap.hpp: runs against a model, growth to the end, rebuilding.
-#include "ipcbuf/run_heap.hpp"
-
 #include <map>
 
 #include "fixture.hpp"
+#include "ipcbuf/run_heap.hpp"
 
 namespace {
 
@@ -28,15 +27,15 @@ TEST(runs_do_not_overlap_and_merge_back_into_one) {
   Failure why;
   for (int step = 0; step < (check::kSanitized ? 3000 : 20'000); ++step) {
     if (model.size() < 60 && random.below(100) < 60) {
-      const auto pages = static_cast<std::uint32_t>(1 + random.below(random.below(10) == 0 ? 200 : 9));
+      const auto pages =
+          static_cast<std::uint32_t>(1 + random.below(random.below(10) == 0 ? 200 : 9));
       std::uint32_t first = 0;
       const Status status = heap.allocate(pages, first, why);
       if (status == Status::kExhausted) continue;
       CHECK_EQ(Status::kOk, status);
       const auto after = model.lower_bound(first);
       CHECK(after == model.end() || first + pages <= after->first);
-      CHECK(after == model.begin() ||
-            std::prev(after)->first + std::prev(after)->second <= first);
+      CHECK(after == model.begin() || std::prev(after)->first + std::prev(after)->second <= first);
       model[first] = pages;
     } else if (!model.empty()) {
       auto it = model.begin();
@@ -152,7 +151,8 @@ TEST(threads_share_the_heap) {
       Failure why;
       for (int i = 0; i < (check::kSanitized ? 300 : 3000); ++i) {
         std::uint32_t run = 0;
-        if (mine.size() < 10 && heap.allocate(static_cast<std::uint32_t>(1 + random.below(8)), run, why) == Status::kOk) {
+        if (mine.size() < 10 && heap.allocate(static_cast<std::uint32_t>(1 + random.below(8)), run,
+                                              why) == Status::kOk) {
           mine.push_back(run);
         } else if (!mine.empty()) {
           CHECK_EQ(Status::kOk, heap.free(mine.back()));

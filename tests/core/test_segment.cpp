@@ -2,14 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_segment.cpp - segment.hpp: creation, attaching to good and bad files, who is alive.
-#include "ipcbuf/segment.hpp"
-
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
 #include "fixture.hpp"
 #include "ipcbuf/fork.hpp"
+#include "ipcbuf/segment.hpp"
 
 namespace {
 
@@ -130,8 +129,8 @@ TEST(every_flipped_bit_of_the_constants_is_refused) {
 
 TEST(the_living_are_alive_and_the_dead_are_dead) {
   const auto s = make_segment();
-  std::atomic<Token>* token = static_cast<std::atomic<Token>*>(::mmap(
-      nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  std::atomic<Token>* token = static_cast<std::atomic<Token>*>(
+      ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   const pid_t pid = check::in_child([&] {
     *token = s->token();
     for (;;) ::pause();

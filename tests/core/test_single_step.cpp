@@ -104,7 +104,9 @@ std::vector<Scenario> heap_scenarios() {
   {
     Scenario s{.name = "allocate, heap grows"};
     s.leaves_nothing = true;
-    s.stepped.act = [](World& w) { (void)allocate(w, 1'500'000), w.op(1), (void)allocate(w, 1'500'000); };
+    s.stepped.act = [](World& w) {
+      (void)allocate(w, 1'500'000), w.op(1), (void)allocate(w, 1'500'000);
+    };
     s.max_size = 8U << 20;
     all.push_back(s);
   }
@@ -213,7 +215,8 @@ std::vector<Scenario> heap_scenarios() {
     Scenario s{.name = "retire slabs (trim)"};
     s.leaves_nothing = true;
     s.stepped.prepare = [](World& w) {
-      release(w, allocate(w, kSmallBlock)), release(w, allocate(w, 3000)), release(w, allocate(w, kLarge));
+      release(w, allocate(w, kSmallBlock)), release(w, allocate(w, 3000)),
+          release(w, allocate(w, kLarge));
     };
     s.stepped.act = [](World& w) { ThreadHeap::of(*w.s).trim(); };
     all.push_back(s);
@@ -221,7 +224,9 @@ std::vector<Scenario> heap_scenarios() {
   {
     Scenario s{.name = "a thread ends (abandon)"};
     s.leaves_nothing = true;
-    s.stepped.prepare = [](World& w) { release(w, allocate(w, kSmallBlock)), (void)allocate(w, 3000); };
+    s.stepped.prepare = [](World& w) {
+      release(w, allocate(w, kSmallBlock)), (void)allocate(w, 3000);
+    };
     s.stepped.act = [](World& w) { ThreadHeap::of(*w.s).abandon(); };
     all.push_back(s);
   }
@@ -379,7 +384,9 @@ std::vector<Scenario> channel_scenarios() {
       options.max_items = 4;
       (void)add_channel(w, options), send_some(w, 1), waiting(w);
     };
-    s.stepped.act = [](World& w) { send_some(w, 1), w.op(1), receive_one(w), w.op(2), w.rx[0]->finish_wait({.slept = true}); };
+    s.stepped.act = [](World& w) {
+      send_some(w, 1), w.op(1), receive_one(w), w.op(2), w.rx[0]->finish_wait({.slept = true});
+    };
     all.push_back(s);
   }
   {
@@ -535,15 +542,21 @@ std::vector<Scenario> process_scenarios() {
     Scenario s{.name = "drop a share of a block"};
     s.leaves_nothing = true;
     s.set_up = viewed;
-    s.stepped.act = [](World& w) { REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk); };
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
     all.push_back(s);
   }
   {
     Scenario s{.name = "drop the last share of a block"};
     s.leaves_nothing = true;
     s.set_up = viewed;
-    s.after_forks = [](World& w) { REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk); };
-    s.stepped.act = [](World& w) { REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk); };
+    s.after_forks = [](World& w) {
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
     all.push_back(s);
   }
   {
@@ -558,7 +571,9 @@ std::vector<Scenario> process_scenarios() {
       end_helpers(w);
       (void)reap_all(*w.s);
     };
-    s.stepped.act = [](World& w) { REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk); };
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
     all.push_back(s);
   }
   {

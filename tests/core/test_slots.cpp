@@ -2,11 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_slots.cpp - slots.hpp: seats are claimed once, used up, and come back with a new name.
-#include "ipcbuf/slots.hpp"
-
 #include <set>
 
 #include "fixture.hpp"
+#include "ipcbuf/slots.hpp"
 
 namespace {
 

@@ -3,12 +3,11 @@
 //
 // test_thread_heap.cpp - thread_heap.hpp: blocks of every size against a model, threads, the end
 // of the memory.
-#include "ipcbuf/thread_heap.hpp"
-
 #include <map>
 #include <mutex>
 
 #include "fixture.hpp"
+#include "ipcbuf/thread_heap.hpp"
 
 namespace {
 
@@ -47,7 +46,9 @@ TEST(blocks_behave_like_malloc) {
   check::Random random{5};
   for (std::uint64_t step = 0; step < (check::kSanitized ? 4000 : 40'000); ++step) {
     if (model.size() < 200 && random.below(100) < 55) {
-      const std::uint64_t limit = random.below(20) == 0 ? 200'000 : random.below(4) == 0 ? 9000 : 600;
+      const std::uint64_t limit = random.below(20) == 0  ? 200'000
+                                  : random.below(4) == 0 ? 9000
+                                                         : 600;
       const std::uint64_t length = 1 + random.below(limit);
       const std::uint64_t at = allocate(*s, length);
       CHECK(!model.contains(at));
