@@ -239,7 +239,7 @@ TEST(what_was_sent_before_the_end_is_received_before_the_end) {
     duel.second = [](World& w) { send_one(w), w.tx[0]->close(); };
     duel.second_sends = true;
     bool skipped = false;
-    for (std::uint64_t at = 0; at <= 1000 && check::failures < 5; ++at)
+    for (std::uint64_t at = 0; at <= 1000 && check::failures < 5; at += 3)
       (void)run_once(duel, at, skipped);
   }
 }
