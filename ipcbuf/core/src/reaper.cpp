@@ -126,7 +126,7 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
   const std::uint64_t state = A::load_acquire(row.state);
   if (ChannelWord::unpack(state).state == ChannelState::kFree) return;
   const std::uint32_t id = channel_id(index, row);
-  // Each failure means that the receiver moved on meanwhile; only a corrupted chain goes on failing.
+  // A failure means that the receiver moved on meanwhile; only a corrupted chain goes on failing.
   for (int tries = 0; tries < 100'000; ++tries) {
     std::uint64_t at = A::load_acquire(row.receiver.ring);
     bool whole = true;
