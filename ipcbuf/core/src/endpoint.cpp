@@ -113,6 +113,12 @@ void Endpoint::close() {
   s_.remove_endpoint(id_, end_);
 }
 
+void Endpoint::look_for_hangup() noexcept {
+  if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0 || hangup_) return;
+  platform::FdEvents events;
+  if (platform::poll_fd(bell_fd_, 0, events) > 0 && events.hangup) hangup_ = true;
+}
+
 Status Endpoint::peer_gone(bool prove) noexcept {
   const auto verdict = [this] {
     switch (static_cast<EndState>(A::load_acquire(other().state))) {  // C4 acquire
@@ -291,11 +297,6 @@ Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& 
 }
 
 Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& why, Wait& wait) {
-  const auto look_for_hangup = [this] {
-    if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0) return;
-    platform::FdEvents events;
-    if (platform::poll_fd(bell_fd_, 0, events) > 0 && events.hangup) hangup_ = true;
-  };
   look_for_hangup();
   const Status status = try_send(m, slice_end(platform::kForever, wait), why);
   if (status != Status::kFull) return status == Status::kContended ? Status::kSlice : status;
@@ -430,10 +431,7 @@ void ReceiverEnd::wait_data(std::int64_t until_ns, Wait& wait) noexcept {
 }
 
 Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait) noexcept {
-  if (bell_kind_ == BellKind::kSocket && bell_fd_ >= 0 && !hangup_) {
-    platform::FdEvents events;
-    if (platform::poll_fd(bell_fd_, 0, events) > 0) hangup_ = events.hangup;
-  }
+  look_for_hangup();
   Status gone = peer_gone(false);  // D7: first whether the other side is gone,
   Status status = try_receive(m, slice_end(platform::kForever, wait));  // then the ring
   if (status == Status::kContended) return Status::kSlice;
@@ -452,10 +450,7 @@ Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait
 Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
   if (closed_) return Status::kClosed;
   if (has_data()) return Status::kOk;
-  if (bell_kind_ == BellKind::kSocket && bell_fd_ >= 0 && !hangup_) {
-    platform::FdEvents events;
-    if (platform::poll_fd(bell_fd_, 0, events) > 0) hangup_ = events.hangup;
-  }
+  look_for_hangup();
   if (has_data() || peer_gone(true) != Status::kOk) return Status::kOk;
   if (platform::monotonic_ns() >= until_ns) {
     // A producer killed between its publish and its count left an item that is not counted.

@@ -140,6 +140,8 @@ class Endpoint {
   void leave() noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
+  /// The kernel's word that the last copy of the other side's descriptor is gone.
+  void look_for_hangup() noexcept;
   [[nodiscard]] static std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept;
   template <class Ready>
   [[nodiscard]] bool spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
