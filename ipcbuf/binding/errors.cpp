@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // errors.cpp - the one table from Status to exception.
+#include <cerrno>
 #include <cstring>
 #include <string>
 
@@ -81,6 +82,18 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
     }
     case Status::kNotFound:
       raise_named("ClosedError", "the channel is gone: all its users closed it");
+    case Status::kExists: {
+      const nb::object type = error_class("SegmentExists");
+      raise(type, type(EEXIST, "a segment of this name exists"));
+    }
+    case Status::kMismatch:
+      throw nb::value_error(why.reason);
+    case Status::kPermission: {
+      const nb::object type = error_class("SegmentPermission");
+      raise(type, type(EACCES, why.reason));
+    }
+    case Status::kLost:
+      raise_named("SegmentLost", "somebody closed the segment's descriptor in this process");
     case Status::kNotASegment:
       raise_named("NotASegment", "the file does not begin as a segment does");
     case Status::kVersion:

@@ -96,6 +96,11 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
   row.bell_kind = options.bell;
   row.max_items = options.max_items;
   row.max_bytes = options.max_bytes;
+  row.type = ChannelType::kRecord;
+  row.key = {};
+  A::store_relaxed(row.returned, 0);
+  A::store_relaxed(row.value, 0);
+  A::store_relaxed(row.ready, 0);
   for (EndRow* end : {&row.sender, &row.receiver}) {
     end->lock.reset();
     A::store_relaxed(end->owner, 0);
@@ -104,11 +109,15 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
     A::store_relaxed(end->items, 0);
     A::store_relaxed(end->bytes, 0);
     A::store_relaxed(end->cached, 0);
+    A::store_relaxed(end->last_pid, 0);
+    A::store_relaxed(end->left_at, 0);
   }
   for (BellRow* bell : {&row.data, &row.room}) {
     A::store_relaxed(bell->word, 0);
     A::store_relaxed(bell->spinner, 0);
     A::store_relaxed(bell->spin_until, 0);
+    A::store_relaxed(bell->sleeper, 0);
+    A::store_relaxed(bell->sleeps_since, 0);
   }
   for (HoldList* list : {&row.sender_holds, &row.receiver_holds}) {
     A::store_relaxed(list->next, 0);

@@ -123,6 +123,7 @@ Status Endpoint::peer_gone(bool prove) noexcept {
   const auto verdict = [this] {
     switch (static_cast<EndState>(A::load_acquire(other().state))) {  // C4 acquire
       case EndState::kOpen:
+      case EndState::kAwaited:
         return hangup_ ? Status::kEnded : Status::kOk;
       case EndState::kClosed:
         return Status::kEnded;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <new>
@@ -64,6 +65,7 @@ void lay_out(Constants& h, std::uint64_t max_size) noexcept {
   h.runs = region(std::uint64_t{h.max_pages} * 8);
   h.pages = region(std::uint64_t{h.max_pages} * sizeof(PageInfo));
   h.index = region(std::uint64_t{h.max_pages} * 4);
+  h.directory = region(std::uint64_t{std::bit_ceil(h.max_channels)} * 2 * 4);
   h.payload = round_up(at + kGuardGap, 2U << 20);
   h.window = h.payload + max_size;
 }

@@ -91,6 +91,7 @@ bool ThreadHeap::take(SizeClass& c, Slab& slab, std::uint64_t length, std::uint6
     if (!change_holder(*segment_, p, kNobody, by_process(token_))) continue;  // K1 acquire
     A::store_relaxed(header.length, length);  // relaxed: published with the message or holder
     A::store_relaxed(header.state, 0);
+    A::store_relaxed(header.lease, 0);
     A::store_relaxed(header.creator, 0);
     offset = p.offset;
     return true;

@@ -5,7 +5,7 @@
 //
 // Overview
 //   header | slot rows | channel rows | shared entries | run descriptors | page infos |
-//   run index | guard gap | payload pages
+//   run index | directory | guard gap | payload pages
 //   All references are offsets from the segment's start. The tables are as long as the
 //   largest size of the segment needs; the file is sparse, so an unused row costs nothing.
 //
@@ -87,6 +87,7 @@ enum class RunState : std::uint32_t {
   kFree = 1,
   kReserved = 2,  // taken, being cut into blocks by the token
   kSlab = 3,      // blocks; the token is the owner's, 0 = orphan
+  kReturned = 4,  // free, and its memory was given back: reserve it before use
 };
 
 /// One 64-bit word: state | length in pages << 3 | token << 32.
@@ -142,7 +143,8 @@ struct BlockHeader {
   Atomic<std::uint64_t> state;    // of a task: task id << 2 | TaskState
   Atomic<std::uint32_t> creator;  // of a ring: who linked or unlinks it
   std::uint32_t spare0;
-  std::uint64_t spare[4];
+  Atomic<std::uint64_t> lease;  // of a leased message: its channel and what it is; 0 = none
+  std::uint64_t spare[3];
 };
 static_assert(sizeof(BlockHeader) == kCacheLine);
 
@@ -237,7 +239,25 @@ constexpr std::uint32_t index_of(std::uint32_t id) noexcept { return id & ((1U <
 constexpr std::uint32_t generation_of_id(std::uint32_t id) noexcept { return id >> 20; }
 
 enum class BellKind : std::uint32_t { kFutex = 0, kEventfd = 1, kSocket = 2 };
-enum class EndState : std::uint32_t { kOpen = 0, kClosed = 1, kDead = 2 };
+enum class EndState : std::uint32_t {
+  kOpen = 0,
+  kClosed = 1,
+  kDead = 2,
+  kAwaited = 3,  // of a channel with a key: nobody has joined at this end yet
+};
+/// What a row of the channel table is.
+enum class ChannelType : std::uint32_t { kRecord = 0, kStatic = 1, kAtomic = 2 };
+enum class KeyKind : std::uint8_t { kNone = 0, kInt = 1, kStr = 2 };
+inline constexpr std::uint32_t kMaxKey = 60;
+
+/// The id that a user chose for a channel. All bytes behind `length` are zero.
+struct ChannelKey {
+  KeyKind kind;
+  std::uint8_t length;  // bytes of text; of an int 8
+  std::uint8_t spare[2];
+  std::uint8_t text[kMaxKey];  // UTF-8, or the int in the machine's byte order
+};
+static_assert(sizeof(ChannelKey) == kCacheLine);
 
 inline constexpr std::uint32_t kSharedEnds =
     1;  // ChannelRow::flags: many users per end, with a lock
@@ -247,7 +267,10 @@ struct BellRow {
   Atomic<std::uint32_t> word;     // kBellWaiting | kBellArmed | kBellToken | sequence << 3
   Atomic<std::uint32_t> spinner;  // token of the waiter that spins; expires
   Atomic<std::uint64_t> spin_until;
-  std::uint64_t spare[6];
+  Atomic<std::uint32_t> sleeper;  // a hint for people: token of who went to sleep last, 0 = awake
+  std::uint32_t spare0;
+  Atomic<std::uint64_t> sleeps_since;  // monotonic ns at which that wait began
+  std::uint64_t spare[4];
 };
 static_assert(sizeof(BellRow) == kCacheLine);
 
@@ -256,29 +279,34 @@ struct EndRow {
   OwnerWord<> lock;             // of a shared end
   Atomic<std::uint32_t> owner;  // token of the only user of an exclusive end, 0 = not yet claimed
   Atomic<std::uint32_t> state;  // EndState
-  std::uint32_t spare0;
-  Atomic<std::uint64_t> ring;    // sender: last ring of the chain; receiver: first (the truth)
-  Atomic<std::uint64_t> items;   // mirror: items ever sent / received, modulo 2^32
-  Atomic<std::uint64_t> bytes;   // mirror: bytes ever sent / received
-  Atomic<std::uint64_t> cached;  // the other side's word of our ring, as last seen
-  std::uint64_t spare[2];
+  Atomic<std::uint32_t> last_pid;  // a hint for people: who died or left here last
+  Atomic<std::uint64_t> ring;      // sender: last ring of the chain; receiver: first (the truth)
+  Atomic<std::uint64_t> items;     // mirror: items ever sent / received, modulo 2^32
+  Atomic<std::uint64_t> bytes;     // mirror: bytes ever sent / received
+  Atomic<std::uint64_t> cached;    // the other side's word of our ring, as last seen
+  Atomic<std::uint64_t> left_at;   // a hint for people: monotonic ns at which `last_pid` was missed
+  std::uint64_t spare;
 };
 static_assert(sizeof(EndRow) == kCacheLine);
 
 struct ChannelRow {
-  Atomic<std::uint64_t> state;  // ChannelWord
-  std::uint32_t flags;          // immutable while active
-  BellKind bell_kind;           // immutable while active
-  std::uint64_t max_items;      // 0 = unbounded
-  std::uint64_t max_bytes;      // 0 = unbounded
-  std::uint64_t spare0[4];
+  Atomic<std::uint64_t> state;     // ChannelWord
+  std::uint32_t flags;             // immutable while active
+  BellKind bell_kind;              // immutable while active
+  std::uint64_t max_items;         // 0 = unbounded
+  std::uint64_t max_bytes;         // 0 = unbounded
+  ChannelType type;                // immutable while active
+  Atomic<std::uint32_t> returned;  // leased messages of the dead that wait to be taken again
+  Atomic<std::uint64_t> value;     // kAtomic: the value; kStatic: offset of the block
+  Atomic<std::uint32_t> ready;     // kStatic: 1 once its init function has returned
+  std::uint32_t spare0[3];
   EndRow sender;
   EndRow receiver;
   BellRow data;  // receivers sleep here
   BellRow room;  // senders sleep here
   HoldList sender_holds;
   HoldList receiver_holds;
-  std::uint64_t spare1[8];
+  ChannelKey key;  // immutable while active
 };
 static_assert(sizeof(ChannelRow) == 512);
 static_assert(offsetof(ChannelRow, sender) == 64 && offsetof(ChannelRow, receiver) == 128);
@@ -316,10 +344,11 @@ struct Constants {
   std::uint64_t runs;
   std::uint64_t pages;
   std::uint64_t index;
+  std::uint64_t directory;
   std::uint64_t payload;
   std::uint64_t window;    // bytes mapped in all
   std::uint64_t checksum;  // of all the above
-  std::uint64_t spare[8];
+  std::uint64_t spare[7];
 };
 static_assert(sizeof(Constants) == 192);
 
@@ -347,7 +376,14 @@ struct Header {
   Atomic<std::uint64_t> reaps;  // statistics
   Atomic<std::uint64_t> takeovers;
   Atomic<std::uint64_t> growths;
-  std::uint64_t spare4[4];
+  Atomic<std::uint64_t> returned_bytes;  // given back to the system, in all
+  std::uint64_t spare4[3];
+
+  // The directory: from a key's hash to a channel row. A cache, rebuilt from the rows' keys.
+  alignas(kCacheLine) OwnerWord<> directory_lock;
+  Atomic<std::uint32_t> directory_bits;  // its table has 2^bits places; 0 = none yet
+  Atomic<std::uint32_t> directory_used;  // places that are not empty, deleted ones included
+  std::uint32_t spare5[13];
 };
 static_assert(sizeof(Header) <= 4096);
 

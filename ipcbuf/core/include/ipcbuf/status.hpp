@@ -21,7 +21,11 @@ enum class [[nodiscard]] Status : int {
   kTooLarge,     // can never fit
   kExhausted,    // no memory; see Failure
   kTooMany,      // process slots, channels or shared entries are used up
-  kNotFound,     // no such channel any more
+  kNotFound,     // no such channel, or no such segment
+  kExists,       // there is one of that name already
+  kMismatch,     // the channel of that key has another type or size; see Failure::reason
+  kPermission,   // of another user, or open to others; see Failure::reason
+  kLost,         // the segment lost this process's life byte
   kSystem,       // a system call failed; see Failure::sys_errno
   kNotASegment,  // attach: no magic
   kVersion,      // attach: another layout version
