@@ -18,7 +18,7 @@ test *args:
 core sanitizer="":
     cmake -S ipcbuf -B build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} -G Ninja -DIPCBUF_SANITIZE={{sanitizer}}
     cmake --build build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }}
-    ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error
+    ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error --parallel {{ num_cpus() }}
 
 # Long seeded runs that kill processes
 stress *args:

@@ -65,6 +65,13 @@ class Segment:
     def reap(self) -> int:
         """Bury the processes that died; return how many there were."""
 
+    def processes(self) -> list[dict[str, Any]]:
+        """
+        Return a row for each attached process: slot, token, pid, state, same_namespace, dead.
+
+        `dead` is proven; such a process waits to be buried by `reap`.
+        """
+
     def stats(self) -> dict[str, int]:
         """Return counts and bytes by state."""
 

@@ -10,6 +10,7 @@
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/fsck.hpp"
 #include "ipcbuf/reaper.hpp"
+#include "ipcbuf/slots.hpp"
 
 namespace ipcbuf::binding {
 
@@ -101,6 +102,28 @@ bool cancel_task(const PySegment& self, std::uint64_t offset, std::uint64_t task
       task_id << 2 | static_cast<std::uint64_t>(TaskState::kCancelled));
 }
 
+nb::list processes(const PySegment& self) {
+  std::vector<Seat> seats;
+  {
+    const WithoutGil released;
+    seats = list_seats(*self.core);
+  }
+  nb::list out;
+  for (const Seat& seat : seats) {
+    nb::dict row;
+    row["slot"] = slot_of(seat.token);
+    row["token"] = seat.token;
+    row["pid"] = seat.pid;
+    row["state"] = seat.state == SlotState::kAlive      ? "alive"
+                   : seat.state == SlotState::kReserved ? "reserved"
+                                                        : "claiming";
+    row["same_namespace"] = seat.same_namespace;
+    row["dead"] = seat.dead;
+    out.append(row);
+  }
+  return out;
+}
+
 }  // namespace
 
 void bind_segment(nb::module_& m) {
@@ -172,6 +195,10 @@ void bind_segment(nb::module_& m) {
             return reap_all(*self.core);
           },
           "Bury the processes that died; return how many there were.")
+      .def("processes", processes, nb::sig("def processes(self) -> list[dict[str, Any]]"),
+           "Return a row for each attached process: slot, token, pid, state, same_namespace, "
+           "dead.\n\n"
+           "`dead` is proven; such a process waits to be buried by `reap`.")
       .def("stats", stats, nb::sig("def stats(self) -> dict[str, int]"),
            "Return counts and bytes by state.")
       .def(

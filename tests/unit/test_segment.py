@@ -418,3 +418,20 @@ def test_reap_counts_the_dead(segment: ipcbuf.Segment, start: Start) -> None:
     assert segment.reap() == 0
     assert segment.stats()["processes"] == 1
     assert segment.stats()["process_blocks"] == 0
+
+
+def test_processes_names_the_living_and_the_dead() -> None:
+    segment = ipcbuf.Segment()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # a zombie is dead
+
+    rows = {row["pid"]: row for row in segment.processes()}
+    os.waitpid(pid, 0)
+
+    assert rows.keys() == {os.getpid(), pid}
+    assert not rows[os.getpid()]["dead"]
+    assert rows[pid]["dead"]
+    assert segment.reap() == 1
+    assert [row["pid"] for row in segment.processes()] == [os.getpid()]

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ipcbuf/slots.hpp"
 
+#include <algorithm>
+
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 
@@ -62,6 +64,26 @@ void publish_seat(Segment& s, Token token, bool life_bytes) {
   row.pidfs_inode = pidfd < 0 ? 0 : platform::pidfs_inode(pidfd);
   platform::close_fd(pidfd);
   A::store_release(row.state, slot_word(token, SlotState::kAlive));  // L1 release, to is_dead
+}
+
+std::vector<Seat> list_seats(Segment& s) {
+  std::vector<Seat> out;
+  const std::uint32_t high =
+      std::min(A::load_acquire(s.header().slots_high), s.constants().max_slots);
+  const std::uint64_t here = platform::pid_namespace();
+  for (std::uint32_t i = 0; i < high; ++i) {
+    SlotRow& row = s.slot(i);
+    const std::uint32_t word = A::load_acquire(row.state);  // L1 acquire, from publish_seat
+    const SlotState state = slot_state(word);
+    if (state == SlotState::kFree) continue;
+    const Token token = slot_token(i, word);
+    const bool named = state == SlotState::kAlive;
+    Seat seat{token, state, named ? row.pid : 0, named && row.pid_namespace == here,
+              s.is_dead(token)};
+    // Believe the identity only if the row did not change hands while it was read.
+    if (A::load_acquire(row.state) == word) out.push_back(seat);
+  }
+  return out;
 }
 
 }  // namespace ipcbuf

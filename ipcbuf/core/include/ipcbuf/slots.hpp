@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ipcbuf/segment.hpp"
 
@@ -24,6 +25,15 @@ inline constexpr std::uint32_t kSpareSlots = 64;
 [[nodiscard]] Status claim_slot(Segment& segment, int fd, bool life_bytes, Token& out);
 /// Writes this process's identity into a claimed or reserved row and makes it kAlive.
 void publish_seat(Segment& segment, Token token, bool life_bytes);
+/// A row in use, as somebody who looks finds it.
+struct Seat {
+  Token token;
+  SlotState state;
+  std::uint32_t pid;  // 0 while it is claimed or reserved; a number of its own pid namespace
+  bool same_namespace;
+  bool dead;  // proven, and not yet buried
+};
+[[nodiscard]] std::vector<Seat> list_seats(Segment& segment);
 /// The row's state word for a token, as it must be while that process lives.
 constexpr std::uint32_t slot_word(Token token, SlotState state) noexcept {
   return static_cast<std::uint32_t>(state) | generation_of(token) << kSlotBits;
