@@ -11,6 +11,20 @@ class Segment:
 
     def __init__(self, max_size: int = 0, fd: int = -1) -> None: ...
 
+    def diagnose(self) -> list[dict[str, Any]]:
+        """
+        Say for each channel who holds its ends and who waits there, for people to read.
+
+        Taken without a lock while others work, so neighbouring numbers may be of different
+        moments. A dictionary has `id`, `key` (int, str or None), `type`, `shared`, `bell`,
+        `messages`, `bytes`, `max_items`, `max_bytes` (0: no limit), and `sender` and `receiver`:
+        dictionaries of `state` ('open', 'closed', 'dead', 'awaited'), `owner` (the pid of the
+        only user of an exclusive end), `inside` (the pid that has the lock of a shared one),
+        `holders` (list of `kind`, `pid`, `count`), `sleeper` (the pid that went to sleep there
+        last) and `sleeps_for` (seconds), `last_pid` (who died or closed there last) and
+        `left_ago` (seconds). What is not known is None.
+        """
+
     @property
     def fd(self) -> int:
         """Descriptor of the segment's memory, this process's own."""

@@ -32,6 +32,7 @@ void bind_codec(nb::module_& m);
 struct PySegment {
   std::shared_ptr<Segment> core;
 };
+void bind_diagnosis(nb::class_<PySegment>& segment);
 
 /// A block that Python has: freed with the last reference, pinned by live buffers.
 class PyRecord {

@@ -127,9 +127,10 @@ nb::list processes(const PySegment& self) {
 }  // namespace
 
 void bind_segment(nb::module_& m) {
-  nb::class_<PySegment>(m, "Segment", nb::is_weak_referenceable(),
-                        "One mapped region of shared memory.")
-      .def("__init__", make, nb::arg("max_size") = 0, nb::arg("fd") = -1)
+  nb::class_<PySegment> cls(m, "Segment", nb::is_weak_referenceable(),
+                            "One mapped region of shared memory.");
+  bind_diagnosis(cls);
+  cls.def("__init__", make, nb::arg("max_size") = 0, nb::arg("fd") = -1)
       .def_prop_ro(
           "fd", [](const PySegment& s) { return s.core->fd(); },
           "Descriptor of the segment's memory, this process's own.")

@@ -28,6 +28,22 @@ constexpr std::uint32_t kLargestRing = (1U << 20) - kRingOverhead;
 
 }  // namespace
 
+void mark_sleeper(BellRow& bell, Token me, std::int64_t since_ns) noexcept {
+  // relaxed: for people, who may see one without the other
+  A::store_relaxed(bell.sleeps_since, static_cast<std::uint64_t>(since_ns));
+  A::store_relaxed(bell.sleeper, me);
+}
+
+void unmark_sleeper(BellRow& bell, Token me) noexcept {
+  // relaxed: if another goes to sleep in between, its mark comes back with its next slice
+  if (A::load_relaxed(bell.sleeper) == me) A::store_relaxed(bell.sleeper, 0);
+}
+
+void mark_left(EndRow& end, std::uint32_t pid) noexcept {
+  A::store_relaxed(end.left_at, static_cast<std::uint64_t>(platform::monotonic_ns()));
+  A::store_relaxed(end.last_pid, pid);  // relaxed: for people
+}
+
 // ---- both ends ----
 
 Endpoint::Endpoint(Segment& segment, std::uint32_t id, End end) noexcept
@@ -110,6 +126,7 @@ void Endpoint::close() {
     (void)A::compare_exchange(mine().state, open, static_cast<std::uint32_t>(EndState::kClosed));
     wake_channel(s_, row_);
   }
+  if (me != 0) mark_left(mine(), platform::process_id());
   s_.remove_endpoint(id_, end_);
 }
 
@@ -186,12 +203,20 @@ void Endpoint::sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&
   const std::uint32_t word = bell.announce();  // D1
   if (ready()) return;
   wait.slept = true;
-  bell.sleep(word, slice_end(until_ns, wait));
+  const std::int64_t end = slice_end(until_ns, wait);
+  mark_asleep(wait);
+  bell.sleep(word, end);
+}
+
+void Endpoint::mark_asleep(Wait& wait) noexcept {
+  wait.marked = true;
+  mark_sleeper(bell_row(), s_.token(), wait.began);
 }
 
 void Endpoint::finish_wait(const Wait& wait) noexcept {
+  if (wait.marked) unmark_sleeper(bell_row(), s_.token());
   if (!wait.slept) return;
-  Doorbell<> bell(end_ == End::kSender ? row_.room : row_.data, s_.asymmetric());
+  Doorbell<> bell(bell_row(), s_.asymmetric());
   bell.leave();  // D2
   const bool more =
       end_ == End::kReceiver ? pending() != 0 : row_.max_items == 0 || row_.max_items > pending();
@@ -426,9 +451,10 @@ void ReceiverEnd::wait_data(std::int64_t until_ns, Wait& wait) noexcept {
   // No flag is needed: the byte stands as long as the ring is not empty (D4). It may stand longer
   // while nobody watches, so that a receiver that does not sleep costs no system call.
   drain_if_empty(kBellToken);
+  const std::int64_t end = slice_end(until_ns, wait);
+  mark_asleep(wait);
   platform::FdEvents events;
-  if (platform::poll_fd(bell_fd_, slice_end(until_ns, wait), events) > 0 && events.hangup)
-    hangup_ = true;
+  if (platform::poll_fd(bell_fd_, end, events) > 0 && events.hangup) hangup_ = true;
 }
 
 Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait) noexcept {

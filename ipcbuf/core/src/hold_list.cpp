@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ipcbuf/hold_list.hpp"
 
+#include <algorithm>
+
 #include "ipcbuf/reaper.hpp"
 
 namespace ipcbuf {
@@ -124,6 +126,23 @@ bool has_hold(Segment& s, HoldList& list, HoldKind kind, std::uint32_t id) noexc
 
 bool is_unheld(Segment& s, HoldList& list) noexcept {
   return !any_cell(s, list, [](Atomic<std::uint64_t>& cell) { return A::load_acquire(cell) != 0; });
+}
+
+void list_holds(Segment& s, HoldList& list, std::size_t limit, std::vector<Hold>& out) {
+  const std::uint32_t entries =
+      std::min(A::load_acquire(s.header().entries_high), s.constants().max_entries);
+  const HoldList* part = &list;
+  for (std::uint32_t steps = 0; steps <= entries; ++steps) {
+    for (const auto& cell : part->cells) {
+      const Hold hold = Hold::unpack(A::load_acquire(cell));
+      if (hold.kind == HoldKind::kNone || hold.count == 0) continue;
+      if (out.size() >= limit) return;
+      out.push_back(hold);
+    }
+    const std::uint64_t next = A::load_acquire(part->next);
+    if (next == 0 || next > entries) return;
+    part = &s.entry(static_cast<std::uint32_t>(next - 1)).holds;
+  }
 }
 
 bool reap_dead_holders(Segment& s, HoldList& list) noexcept {

@@ -27,6 +27,7 @@ std::vector<std::uint32_t> runs_in(Segment& s, RunState state) {
 /// Steps 1 and 2 for one channel.
 void reap_channel(Segment& s, std::uint32_t index, Token dead) {
   ChannelRow& row = s.channel(index);
+  const std::uint32_t dead_pid = s.slot(slot_of(dead)).pid;
   std::uint64_t word = A::load_acquire(row.state);
   const ChannelWord state = ChannelWord::unpack(word);
   if (state.state == ChannelState::kFree) return;
@@ -52,7 +53,10 @@ void reap_channel(Segment& s, std::uint32_t index, Token dead) {
         wake_channel(s, row);
     }
     HoldList& holds = end == End::kSender ? row.sender_holds : row.receiver_holds;
-    drop_hold(s, holds, HoldKind::kProcess, dead, true);
+    if (has_hold(s, holds, HoldKind::kProcess, dead)) {
+      mark_left(side, dead_pid);
+      drop_hold(s, holds, HoldKind::kProcess, dead, true);
+    }
     drop_hold(s, holds, HoldKind::kTransit, dead, true);
   }
   settle_channel(s, index);

@@ -103,9 +103,15 @@ struct Incoming {
 
 /// One blocking call. Several threads may wait in one endpoint, so it is the caller's.
 struct Wait {
-  bool slept = false;
+  bool slept = false;   // on the futex: D2 is due
+  bool marked = false;  // the bell's row names us as asleep
   std::int64_t began = 0;
 };
+
+// ---- hints for people: who sleeps at a bell, who left an end last. Never trusted by code. ----
+void mark_sleeper(BellRow& bell, Token me, std::int64_t since_ns) noexcept;
+void unmark_sleeper(BellRow& bell, Token me) noexcept;
+void mark_left(EndRow& end, std::uint32_t pid) noexcept;
 
 /// What both kinds of endpoint have: a channel, a seat at one end, and how to wait.
 class Endpoint {
@@ -140,6 +146,9 @@ class Endpoint {
   void leave() noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
+  [[nodiscard]] BellRow& bell_row() noexcept {
+    return end_ == End::kSender ? row_.room : row_.data;
+  }
   /// The kernel's word that the last copy of the other side's descriptor is gone.
   void look_for_hangup() noexcept;
   [[nodiscard]] static std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept;
@@ -147,6 +156,7 @@ class Endpoint {
   [[nodiscard]] bool spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
   template <class Ready>
   void sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&& ready) noexcept;
+  void mark_asleep(Wait& wait) noexcept;
 
   Segment& s_;
   ChannelRow& row_;

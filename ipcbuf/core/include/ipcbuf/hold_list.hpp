@@ -18,6 +18,9 @@
 //   H1..  cells and next are changed by read-modify-write only: each carries itself.
 #pragma once
 
+#include <cstddef>
+#include <vector>
+
 #include "ipcbuf/segment.hpp"
 
 namespace ipcbuf {
@@ -32,6 +35,8 @@ bool drop_hold(Segment& segment, HoldList& list, HoldKind kind, std::uint32_t id
 [[nodiscard]] bool has_hold(Segment& segment, HoldList& list, HoldKind kind,
                             std::uint32_t id) noexcept;
 [[nodiscard]] bool is_unheld(Segment& segment, HoldList& list) noexcept;
+/// Appends the cells in use, at most `limit`, as they are while others change them.
+void list_holds(Segment& segment, HoldList& list, std::size_t limit, std::vector<Hold>& out);
 /// True if one of the processes in the list is dead and was reaped.
 bool reap_dead_holders(Segment& segment, HoldList& list) noexcept;
 /// Makes us answer for the chained entries, before `list` becomes unreachable.
