@@ -12,7 +12,7 @@ Layers, each using only the ones below: `ipcbuf_mp` (the drop-in classes), `ipcb
 Python), `ipcbuf._native` (the binding), the C++ core, its platform calls.
 """
 
-from ._native import ObjectQueue, Record, Task, set_object_codec
+from ._native import Leased, ObjectQueue, Record, Task, set_object_codec
 from .channel import Receiver, Sender
 from .errors import (
     AbiMismatch,
@@ -51,6 +51,7 @@ __all__ = [
     "EndOfChannel",
     "HeapExhausted",
     "IpcbufError",
+    "Leased",
     "NotASegment",
     "ObjectQueue",
     "PeerDied",

@@ -54,7 +54,7 @@ class Segment:
             RecordTooLarge: It could never fit.
         """
 
-    def channel(self, *, max_items: int = 0, max_bytes: int = 0, shared: bool = False, bell: str = 'futex') -> tuple[Sender, Receiver]:
+    def channel(self, *, max_items: int = 0, max_bytes: int = 0, shared: bool = False, bell: str = 'futex', lease: bool = False) -> tuple[Sender, Receiver]:
         """
         Make a channel and return its two ends.
 
@@ -63,6 +63,8 @@ class Segment:
             max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.
             shared: Any number of processes and threads may use each end; else one.
             bell: What a waiting receiver sleeps on.
+            lease: What a receiver had taken and not yet finished when it died is delivered again
+                (`Receiver.recv_leased`). Such ends are shared.
         """
 
     def open_sender(self, channel_id: int, transit: int = 0, /) -> Sender:
@@ -172,6 +174,9 @@ class Sender:
     def channel_id(self) -> int: ...
 
     @property
+    def leased(self) -> bool: ...
+
+    @property
     def shared(self) -> bool: ...
 
     @property
@@ -220,6 +225,16 @@ class Receiver:
         What its unpickling raises is raised here; the message is gone then.
         """
 
+    def recv_leased(self, timeout: float | None = None) -> Leased:
+        """
+        Take the oldest message of a leased channel until it is done, as `recv`.
+
+        If this process dies first, the message is delivered again. `EndOfChannel` is raised only when no other process has a message it may not finish.
+
+        Raises:
+            ValueError: The channel was not made with lease=True.
+        """
+
     def recv_task(self, timeout: float | None = None) -> Task:
         """Start and return the oldest task that was not cancelled."""
 
@@ -251,6 +266,9 @@ class Receiver:
 
     @property
     def channel_id(self) -> int: ...
+
+    @property
+    def leased(self) -> bool: ...
 
     @property
     def shared(self) -> bool: ...
@@ -289,6 +307,53 @@ class Task:
         """
         Free the task's memory, after its result was sent. Its arrays live on by themselves.
         """
+
+class Leased:
+    """
+    A message that this process has taken and not yet finished.
+
+    `Receiver.recv_leased` makes it. It is delivered again, to whoever receives next, if this process dies, gives it back, or lets go of it without `done()`. As a context manager it is done at the end of the block, and given back if that raises.
+
+    A child made by fork has no part in it.
+    """
+
+    @property
+    def data(self) -> memoryview:
+        """
+        The bytes that were sent, read-only and not copied. While it lives, the memory does; a message that is given back goes when it is gone.
+        """
+
+    def load(self) -> Any:
+        """
+        Return the object that was sent, made from a copy: it outlives the lease.
+
+        What its unpickling raises is raised here; the lease goes on.
+        """
+
+    def done(self) -> None:
+        """
+        End the lease: the message will not be delivered again. Twice is allowed.
+
+        Raises:
+            ValueError: It is the parent's, from before a fork.
+        """
+
+    def give_back(self) -> None:
+        """
+        Put the message back for whoever receives next, before all younger ones.
+        """
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was done, or given back."""
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether somebody had taken it before and did not finish it."""
+
+    def __enter__(self) -> Leased: ...
+
+    def __exit__(self, type: object, value: object, traceback: object, /) -> None: ...
 
 class ObjectQueue:
     """

@@ -26,6 +26,7 @@ void bind_record(nb::module_& m);
 void bind_sender(nb::module_& m);
 void bind_receiver(nb::module_& m);
 void bind_task(nb::module_& m);
+void bind_lease(nb::module_& m);
 void bind_object_queue(nb::module_& m);
 void bind_codec(nb::module_& m);
 
@@ -102,6 +103,40 @@ class PyTask {
   std::vector<nb::object> records_;  // payload, then the buffers beside it
 };
 
+/// A message that goes back to its channel unless somebody says that it is done.
+class PyLeased {
+ public:
+  PyLeased(nb::object segment, const Incoming& message);
+  PyLeased(const PyLeased&) = delete;
+  PyLeased& operator=(const PyLeased&) = delete;
+  ~PyLeased();
+
+  [[nodiscard]] nb::object load() const;
+  [[nodiscard]] bool is_over() const noexcept { return over_ || view_.block == 0; }
+  /// The message's bytes, for the buffer protocol. False with an exception: there are none.
+  [[nodiscard]] bool look(const std::byte*& bytes, Py_ssize_t& length) const;
+  void done();
+  void give_back();
+  void add_export();
+  void drop_export();
+
+  const bool is_redelivered;
+
+ private:
+  void require_ours() const;
+  [[nodiscard]] bool is_ours() const;
+  void let_go() noexcept;
+
+  nb::object segment_;
+  std::shared_ptr<Segment> core_;
+  LiveView view_;
+  std::uint64_t length_;
+  Lease lease_;
+  Token token_;
+  Py_ssize_t exports_ = 0;
+  bool over_ = false;
+};
+
 // ---- errors.cpp: the one table from Status to exception ----
 enum class Flavour {
   kNative,  // the exceptions of ipcbuf.errors
@@ -165,6 +200,7 @@ void receive(PyReceiver& receiver, Incoming& message, std::int64_t until,
              Flavour flavour = Flavour::kNative);
 
 // ---- codec.cpp: objects to messages and back ----
+struct Encoded;
 /// Blocks on their way into a message: freed again if it is never sent.
 class Blocks {
  public:
@@ -174,6 +210,8 @@ class Blocks {
   ~Blocks();
   /// A new block with a copy of the bytes, as the next block of `message`.
   std::uint64_t add(Outgoing& message, const void* bytes, std::size_t length);
+  /// The whole message in one block, as a leased channel has it (docs/layout.md).
+  void add_leased(Outgoing& message, const Encoded& object);
   void sent() noexcept { count_ = 0; }
 
  private:
@@ -203,6 +241,8 @@ void send_object(PySender& sender, PyObject* object, std::int64_t until,
                  Flavour flavour = Flavour::kNative);
 /// The object of a message that was received; its blocks are taken over.
 nb::object decode(const nb::object& segment, Segment& core, Incoming& message);
+/// The object of a leased message, from a private copy; the message stays as it is.
+nb::object decode_leased(const Lease& lease, const std::byte* block, std::uint64_t length);
 /// As `decode`; a raw message is unpickled.
 nb::object decode_any(const nb::object& segment, Segment& core, Incoming& message);
 nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload, const void* bytes,

@@ -286,6 +286,44 @@ std::uint64_t Blocks::add(Outgoing& message, const void* bytes, std::size_t leng
   return offset;
 }
 
+namespace {
+
+/// Parts of a leased message begin at a cache line, so that arrays in them are aligned.
+constexpr std::uint64_t line_up(std::uint64_t n) noexcept {
+  return (n + kCacheLine - 1) / kCacheLine * kCacheLine;
+}
+
+}  // namespace
+
+void Blocks::add_leased(Outgoing& message, const Encoded& e) {
+  message.kind = e.kind;
+  message.payload_in_block = true;
+  message.tag = e.tag;
+  message.buffers = static_cast<std::uint8_t>(e.buffers.size());
+  if (e.buffers.empty()) {
+    add(message, e.payload, e.size);
+    return;
+  }
+  std::uint64_t lengths[kMaxBlocks + 1] = {e.size};
+  std::uint64_t whole = line_up((e.buffers.size() + 1) * sizeof lengths[0]) + line_up(e.size);
+  for (std::size_t i = 0; i < e.buffers.size(); ++i) {
+    lengths[i + 1] = static_cast<std::uint64_t>(e.buffers[i].len);
+    whole += line_up(lengths[i + 1]);
+  }
+  const std::uint64_t offset = allocate(s_, whole);
+  offsets_[count_++] = offset;
+  message.blocks[message.block_count++] = {offset, whole};
+  std::byte* at = s_.payload(offset);
+  std::memcpy(at, lengths, (e.buffers.size() + 1) * sizeof lengths[0]);
+  at += line_up((e.buffers.size() + 1) * sizeof lengths[0]);
+  copy_bytes(at, e.payload, e.size);
+  at += line_up(e.size);
+  for (const Py_buffer& b : e.buffers) {
+    copy_bytes(at, b.buf, static_cast<std::size_t>(b.len));
+    at += line_up(static_cast<std::uint64_t>(b.len));
+  }
+}
+
 Encoded::~Encoded() {
   for (Py_buffer& b : buffers) PyBuffer_Release(&b);
   if (view.obj != nullptr) PyBuffer_Release(&view);
@@ -346,6 +384,12 @@ void send_object(PySender& sender, PyObject* object, std::int64_t until, Flavour
   Outgoing m;
   Blocks blocks(*sender.core);
   m.kind = e.kind;
+  if (sender.end.is_leased()) {
+    blocks.add_leased(m, e);
+    send(sender, m, until, flavour);
+    blocks.sent();
+    return;
+  }
   if (e.tag != 0 || e.size > kMaxInline) {
     blocks.add(m, e.payload, e.size);
     m.payload_in_block = true;
@@ -361,8 +405,55 @@ void send_object(PySender& sender, PyObject* object, std::int64_t until, Flavour
 }
 
 void drop_message(Segment& core, Incoming& m) noexcept {
+  if (m.lease != 0) end_lease(core, m.blocks[0].offset);
   for (std::uint32_t i = 0; i < m.block_count; ++i) (void)free_block(core, m.blocks[i].offset);
   m.block_count = 0;
+}
+
+namespace {
+
+/// Frees the blocks of a message behind its decoding, also if that raises.
+struct DropMessage {
+  Segment& s;
+  Incoming& m;
+  ~DropMessage() { drop_message(s, m); }
+};
+
+}  // namespace
+
+nb::object decode_leased(const Lease& lease, const std::byte* block, std::uint64_t length) {
+  const auto kind = static_cast<RecordKind>(lease.kind);
+  if (kind == RecordKind::kNative)
+    return decode_payload(kind, lease.tag, nb::handle(), block, length, nb::handle());
+  const std::size_t parts = std::size_t{lease.buffers} + 1;
+  std::uint64_t at = 0;
+  std::uint64_t lengths[256] = {length};
+  if (parts > 1) {
+    at = line_up(parts * sizeof lengths[0]);
+    if (at > length) throw nb::value_error("a message does not decode: its bytes are damaged");
+    std::memcpy(lengths, block, parts * sizeof lengths[0]);
+  }
+  nb::object payload;
+  nb::object buffers = stolen(PyTuple_New(static_cast<Py_ssize_t>(parts - 1)));
+  for (std::size_t i = 0; i < parts; ++i) {
+    if (lengths[i] > length - at)
+      throw nb::value_error("a message does not decode: its bytes are damaged");
+    const auto size = static_cast<Py_ssize_t>(lengths[i]);
+    if (i == 0) {
+      payload = stolen(PyBytes_FromStringAndSize(nullptr, size));
+      copy_bytes(PyBytes_AS_STRING(payload.ptr()), block + at, lengths[i]);
+    } else {
+      PyObject* const copy = PyByteArray_FromStringAndSize(nullptr, size);
+      if (copy == nullptr) throw nb::python_error();
+      PyTuple_SET_ITEM(buffers.ptr(), static_cast<Py_ssize_t>(i - 1), copy);
+      copy_bytes(PyByteArray_AS_STRING(copy), block + at, lengths[i]);
+    }
+    if (i + 1 < parts) {
+      at += line_up(lengths[i]);
+      if (at > length) throw nb::value_error("a message does not decode: its bytes are damaged");
+    }
+  }
+  return decode_payload(RecordKind::kPickle, 0, payload, nullptr, 0, buffers);
 }
 
 nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload, const void* bytes,
@@ -387,17 +478,18 @@ nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload,
 }
 
 nb::object decode(const nb::object& segment, Segment& core, Incoming& m) {
+  if (m.lease != 0) {
+    const DropMessage drop{core, m};  // its lease ends with the copy
+    return decode_leased(Lease::unpack(m.lease), core.payload(m.blocks[0].offset),
+                         m.blocks[0].length);
+  }
   if (m.block_count == 0) [[likely]] {
     if (m.kind == RecordKind::kNative) return stolen(Decoder(m.payload, m.payload_size).get());
     return decode_payload(RecordKind::kPickle, 0, nb::handle(), m.payload, m.payload_size,
                           nb::make_tuple());
   }
   if (m.payload_in_block && m.kind == RecordKind::kNative && m.block_count == 1) {
-    struct Free {  // also if there is no memory for the object
-      Segment& s;
-      Incoming& m;
-      ~Free() { drop_message(s, m); }
-    } const free{core, m};
+    const DropMessage drop{core, m};
     return decode_payload(m.kind, static_cast<std::uint8_t>(m.payload[0]), nb::handle(),
                           core.payload(m.blocks[0].offset), m.blocks[0].length, nb::handle());
   }
@@ -422,7 +514,9 @@ nb::object decode(const nb::object& segment, Segment& core, Incoming& m) {
 }
 
 nb::object as_bytes(const nb::object& segment, Segment& core, Incoming& m) {
-  if (m.kind != RecordKind::kRaw) {
+  const bool is_whole_pickle =
+      m.lease != 0 && m.kind == RecordKind::kPickle && Lease::unpack(m.lease).buffers == 0;
+  if (m.kind != RecordKind::kRaw && !is_whole_pickle) {
     // A pickle without buffers beside it is sent as it is; everything else is pickled again.
     if (m.kind == RecordKind::kPickle && m.block_count == 0)
       return stolen(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(m.payload),
@@ -433,11 +527,7 @@ nb::object as_bytes(const nb::object& segment, Segment& core, Incoming& m) {
   if (!m.payload_in_block)
     return stolen(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(m.payload),
                                             static_cast<Py_ssize_t>(m.payload_size)));
-  struct Free {
-    Segment& s;
-    Incoming& m;
-    ~Free() { drop_message(s, m); }
-  } const free{core, m};
+  const DropMessage drop{core, m};
   const BlockRef block = m.blocks[0];
   nb::object whole =
       stolen(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(block.length)));

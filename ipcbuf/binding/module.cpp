@@ -12,6 +12,7 @@ NB_MODULE(_native, m) {
   bind_sender(m);
   bind_receiver(m);
   bind_task(m);
+  bind_lease(m);
   bind_object_queue(m);
   bind_codec(m);
 }

@@ -29,13 +29,24 @@ PyRecord* recv_view(PyReceiver& self, nb::handle timeout) {
   require_seat(*self.core);
   Incoming m;
   receive(self, m, until_of(timeout));
-  if (m.kind == RecordKind::kRaw && m.payload_in_block)
+  if (m.kind == RecordKind::kRaw && m.payload_in_block) {
+    if (m.lease != 0) end_lease(*self.core, m.blocks[0].offset);
     return new PyRecord(self.segment, m.blocks[0].offset, m.blocks[0].length);
+  }
   const nb::object whole = as_bytes(self.segment, *self.core, m);
   const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(whole.ptr()));
   const std::uint64_t block = allocate(*self.core, size);
   copy_bytes(self.core->payload(block), PyBytes_AS_STRING(whole.ptr()), size);
   return new PyRecord(self.segment, block, size);
+}
+
+PyLeased* recv_leased(PyReceiver& self, nb::handle timeout) {
+  if (!self.end.is_leased())
+    throw nb::value_error("the channel has no leases; make it with lease=True");
+  require_seat(*self.core);
+  Incoming m;
+  receive(self, m, until_of(timeout));
+  return new PyLeased(self.segment, m);
 }
 
 bool poll(PyReceiver& self, nb::handle timeout) {
@@ -95,6 +106,13 @@ void bind_receiver(nb::module_& m) {
            nb::sig("def recv_object(self, timeout: float | None = None) -> Any"),
            "Return the oldest message as an object, as `recv`.\n\n"
            "What its unpickling raises is raised here; the message is gone then.")
+      .def("recv_leased", recv_leased, nb::arg("timeout") = nb::none(),
+           nb::rv_policy::take_ownership,
+           nb::sig("def recv_leased(self, timeout: float | None = None) -> Leased"),
+           "Take the oldest message of a leased channel until it is done, as `recv`.\n\n"
+           "If this process dies first, the message is delivered again. `EndOfChannel` is raised "
+           "only when no other process has a message it may not finish.\n\n"
+           "Raises:\n    ValueError: The channel was not made with lease=True.")
       .def("recv_task", recv_task, nb::arg("timeout") = nb::none(), nb::rv_policy::take_ownership,
            nb::sig("def recv_task(self, timeout: float | None = None) -> Task"),
            "Start and return the oldest task that was not cancelled.")
@@ -126,6 +144,7 @@ void bind_receiver(nb::module_& m) {
           "Give the end up. The last one closes it for the sender. Twice is allowed.")
       .def_prop_ro("closed", [](const PyReceiver& self) { return self.end.is_closed(); })
       .def_prop_ro("channel_id", [](const PyReceiver& self) { return self.end.id(); })
+      .def_prop_ro("leased", [](const PyReceiver& self) { return self.end.is_leased(); })
       .def_prop_ro("shared", [](const PyReceiver& self) { return self.end.is_shared(); })
       .def_prop_ro(
           "segment", [](const PyReceiver& self) { return self.segment; },

@@ -43,14 +43,17 @@ nb::object open_end(nb::handle self, std::uint32_t id, std::uint32_t transit, ip
 }
 
 nb::object channel(nb::handle self, std::uint64_t max_items, std::uint64_t max_bytes, bool shared,
-                   const char* bell) {
+                   const char* bell, bool lease) {
   ChannelOptions options;
+  options.lease = lease;
   options.shared = shared;
   options.bell = bell_of(bell);
   options.max_items = max_items;
   options.max_bytes = max_bytes;
-  if (!shared && options.bell != BellKind::kFutex)
+  if (!shared && !lease && options.bell != BellKind::kFutex)
     throw nb::value_error("a bell that is a descriptor needs shared=True");
+  if (lease && options.bell == BellKind::kSocket)
+    throw nb::value_error("a leased channel cannot ring a socket");
   const auto& core = nb::cast<PySegment&>(self).core;
   require_seat(*core);
   Failure why;
@@ -81,6 +84,8 @@ nb::dict stats(const PySegment& self) {
   out["process_bytes"] = c.process_bytes;
   out["flight_blocks"] = c.flight_blocks;
   out["ring_blocks"] = c.ring_blocks;
+  out["leased_blocks"] = c.leased_blocks;
+  out["returned_blocks"] = c.returned_blocks;
   out["shared_blocks"] = c.shared_blocks;
   out["processes"] = c.processes;
   out["channels"] = c.channels;
@@ -164,14 +169,17 @@ void bind_segment(nb::module_& m) {
           "    RecordTooLarge: It could never fit.")
       .def(
           "channel", channel, nb::kw_only(), nb::arg("max_items") = 0, nb::arg("max_bytes") = 0,
-          nb::arg("shared") = false, nb::arg("bell") = "futex",
+          nb::arg("shared") = false, nb::arg("bell") = "futex", nb::arg("lease") = false,
           nb::sig("def channel(self, *, max_items: int = 0, max_bytes: int = 0, "
-                  "shared: bool = False, bell: str = 'futex') -> tuple[Sender, Receiver]"),
+                  "shared: bool = False, bell: str = 'futex', lease: bool = False) "
+                  "-> tuple[Sender, Receiver]"),
           "Make a channel and return its two ends.\n\n"
           "Args:\n    max_items: Messages the channel holds at most; 0 means any number.\n"
           "    max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.\n"
           "    shared: Any number of processes and threads may use each end; else one.\n"
-          "    bell: What a waiting receiver sleeps on.")
+          "    bell: What a waiting receiver sleeps on.\n"
+          "    lease: What a receiver had taken and not yet finished when it died is delivered "
+          "again\n        (`Receiver.recv_leased`). Such ends are shared.")
       .def(
           "open_sender",
           [](nb::handle self, std::uint32_t id, std::uint32_t transit) {

@@ -51,7 +51,7 @@ void send_data(PySender& self, nb::handle data, nb::handle timeout) {
   m.kind = RecordKind::kRaw;
   const auto size = static_cast<std::size_t>(view.b.len);
   Blocks blocks(*self.core);
-  if (size <= kMaxInline) {
+  if (size <= kMaxInline && !self.end.is_leased()) {
     m.payload = view.b.buf;
     m.payload_size = static_cast<std::uint32_t>(size);
   } else {
@@ -64,6 +64,7 @@ void send_data(PySender& self, nb::handle data, nb::handle timeout) {
 
 std::uint64_t send_task(PySender& self, nb::handle object, std::uint64_t task_id) {
   require_seat(*self.core);
+  if (self.end.is_leased()) throw nb::value_error("tasks do not go through a leased channel");
   Encoded e;
   encode(object.ptr(), e);
   Outgoing m;
@@ -135,6 +136,7 @@ void bind_sender(nb::module_& m) {
           "Give the end up. The last one closes it for the receiver. Twice is allowed.")
       .def_prop_ro("closed", [](const PySender& self) { return self.end.is_closed(); })
       .def_prop_ro("channel_id", [](const PySender& self) { return self.end.id(); })
+      .def_prop_ro("leased", [](const PySender& self) { return self.end.is_leased(); })
       .def_prop_ro("shared", [](const PySender& self) { return self.end.is_shared(); })
       .def_prop_ro(
           "segment", [](const PySender& self) { return self.segment; },

@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 
 #include "check.hpp"
+#include "ipcbuf/lease.hpp"
 #include "stepper.hpp"
 
 namespace {
@@ -477,6 +478,129 @@ std::vector<Scenario> channel_scenarios() {
   return all;
 }
 
+/// Takes the oldest message of a leased channel; `page->received` is what was done.
+std::uint64_t take(World& w, std::uint64_t number) {
+  static Incoming m;
+  REQUIRE(w, receive(w, 0, m) == Status::kOk);
+  REQUIRE(w, m.lease != 0 && number_of(*w.s, m) == number);
+  return m.blocks[0].offset;
+}
+void finish(World& w, std::uint64_t at) {
+  w.page->received[0].fetch_add(1);
+  end_lease(*w.s, at), release(w, at);
+}
+void give_back(World& w, std::uint64_t at) {
+  REQUIRE(w, hand_back(*w.s, at, by_process(w.s->token())) == Status::kOk);
+}
+/// Has taken the first of three messages, and is dead.
+void dead_holder(World& w) {
+  ChannelOptions options;
+  options.lease = true;
+  (void)add_channel(w, options), send_some(w, 3);
+  const pid_t pid = check::in_child([&] { (void)take(w, 1); });
+  REQUIRE(w, check::end_of(pid) == 0);
+}
+
+std::vector<Scenario> lease_scenarios() {
+  std::vector<Scenario> all;
+  const auto leased = [](World& w) {
+    ChannelOptions options;
+    options.lease = true;
+    (void)add_channel(w, options);
+  };
+  {
+    Scenario s{.name = "lease: send"};
+    s.set_up = leased;
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, send(w, 0, 300) == Status::kOk);
+      w.op(1);
+      REQUIRE(w, send(w, 0, 300) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "lease: take, done"};
+    s.set_up = [leased](World& w) { leased(w), send_some(w, 2); };
+    s.stepped.act = [](World& w) {
+      const std::uint64_t at = take(w, 1);
+      w.op(1), finish(w, at);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "lease: take, give back, take again, done"};
+    s.set_up = [leased](World& w) { leased(w), send_some(w, 2); };
+    s.stepped.act = [](World& w) {
+      std::uint64_t at = take(w, 1);
+      w.op(1), give_back(w, at);
+      w.op(2), at = take(w, 1);
+      w.op(3), finish(w, at);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "lease: bury who had a message"};
+    s.set_up = [leased](World& w) { leased(w), send_some(w, 3); };
+    s.victim.act = [](World& w) {
+      (void)take(w, 1), (void)take(w, 2);
+      w.page->values[0] = 1;
+    };
+    s.victim_ends = [](World& w) {
+      const EndRow& end = w.s->channel(index_of(w.channels[0])).receiver;
+      return end.items.load() == 2 && end.lock.owner() == 0;
+    };
+    s.stepped.act = bury_the_dead;
+    s.in_between = true;  // one message comes back, then the other
+    s.own_pool = false;
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "lease: take what the dead had"};
+    s.set_up = [](World& w) { dead_holder(w), bury_the_dead(w); };
+    s.stepped.act = [](World& w) {
+      const std::uint64_t at = take(w, 1);
+      w.op(1), finish(w, at);
+      w.op(2), finish(w, take(w, 2));
+    };
+    s.in_between = true;
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "lease: the channel ends with a returned message"};
+    s.leaves_nothing = true;
+    s.vanishing = true;
+    s.set_up = leased;
+    s.after_forks = [](World& w) { w.tx[0]->close(), w.rx[0]->close(); };
+    s.stepped.prepare = [](World& w) {
+      send_some(w, 3), give_back(w, take(w, 1));
+      w.page->values[0] = take(w, 1);
+    };
+    s.stepped.act = [](World& w) {
+      w.tx[0]->close(), w.op(1), w.rx[0]->close();
+      w.op(2), give_back(w, w.page->values[0]);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "lease: drop the last share of one that was looked at in a fork"};
+    s.set_up = [leased](World& w) {
+      leased(w), send_some(w, 2);
+      auto* view = new LiveView;
+      view->block = take(w, 1);
+      w.s->add_view(*view);
+      w.page->values[0] = view->block;
+    };
+    s.after_forks = [](World& w) {
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  return all;
+}
+
 std::vector<Scenario> process_scenarios() {
   std::vector<Scenario> all;
   const auto fork_once = [](World& w) {
@@ -685,7 +809,7 @@ int main(int count, char** arguments) {
   check::current = "single step";
   check::watchdog(full ? 7200 : 280);
   std::vector<Scenario> all = heap_scenarios();
-  for (auto more : {channel_scenarios(), process_scenarios()})
+  for (auto more : {channel_scenarios(), lease_scenarios(), process_scenarios()})
     all.insert(all.end(), more.begin(), more.end());
 
   std::printf("%-62s %9s %8s %7s %4s\n", "scenario", "instr.", "changes", "states", "bad");

@@ -3,6 +3,7 @@
 #include "ipcbuf/block.hpp"
 
 #include "ipcbuf/hold_list.hpp"
+#include "ipcbuf/lease.hpp"
 #include "ipcbuf/run_heap.hpp"
 
 namespace ipcbuf {
@@ -146,7 +147,14 @@ void finish_entry(Segment& s, std::uint32_t index) noexcept {
   if (A::compare_exchange(entry.state, word,
                           EntryWord{EntryState::kFree, state.generation + 1, 0}.pack()))
     release_chain(s, chain);
-  if (won) (void)free_block(s, p.offset);
+  if (!won) return;
+  // A lease that nobody ended is handed back, as if its last holder had died.
+  const std::uint64_t lease = A::load_relaxed(s.block(p.offset).lease);
+  if (lease != 0 && Lease::unpack(lease).taken) {
+    (void)hand_back(s, p.offset, by_process(s.token()));
+  } else {
+    (void)free_block(s, p.offset);
+  }
 }
 
 Status drop_block(Segment& s, std::uint64_t offset) noexcept {

@@ -92,13 +92,14 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
   A::store_relaxed(s.header().channel_hint, (index + 1) % n);
   id = make_id(index, generation);
   ChannelRow& row = s.channel(index);
-  row.flags = options.shared ? kSharedEnds : 0;
+  row.flags = (options.shared || options.lease ? kSharedEnds : 0) | (options.lease ? kLeased : 0);
   row.bell_kind = options.bell;
   row.max_items = options.max_items;
   row.max_bytes = options.max_bytes;
   row.type = ChannelType::kRecord;
   row.key = {};
   A::store_relaxed(row.returned, 0);
+  A::store_relaxed(row.give_backs, 0);
   A::store_relaxed(row.value, 0);
   A::store_relaxed(row.ready, 0);
   for (EndRow* end : {&row.sender, &row.receiver}) {
@@ -232,6 +233,7 @@ void destroy_channel(Segment& s, std::uint32_t index) {
     (void)free_block(s, at, by_channel(id));
   }
   A::store_release(row.sender.ring, 0);
+  if ((row.flags & kLeased) != 0) free_returned(s, id);
   for (HoldList* list : {&row.sender_holds, &row.receiver_holds}) {
     adopt_chain(s, *list);
     const std::uint64_t chain = A::load_acquire(list->next);

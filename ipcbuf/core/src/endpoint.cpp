@@ -4,6 +4,7 @@
 // The traffic of a channel: one message in, one message out, and waiting for either.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/channel.hpp"
@@ -52,6 +53,7 @@ Endpoint::Endpoint(Segment& segment, std::uint32_t id, End end) noexcept
       id_(id),
       end_(end),
       shared_((row_.flags & kSharedEnds) != 0),
+      leased_((row_.flags & kLeased) != 0),
       bell_kind_(row_.bell_kind),
       spin_ns_(platform::cpu_count() > 1 ? kMaxSpin : 0) {}
 
@@ -59,7 +61,8 @@ std::uint32_t Endpoint::pending() noexcept {
   const auto received = static_cast<std::uint32_t>(A::load_acquire(row_.receiver.items));
   const auto sent = static_cast<std::uint32_t>(A::load_acquire(row_.sender.items));
   const std::uint32_t n = sent - received;
-  return n < 1U << 31 ? n : 0;  // the two were read at different moments
+  const std::uint32_t returned = leased_ ? A::load_acquire(row_.returned) : 0;
+  return (n < 1U << 31 ? n : 0) + returned;  // the two were read at different moments
 }
 
 Status Endpoint::enter(std::int64_t until_ns) noexcept {
@@ -262,6 +265,7 @@ Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
     if (!open_ring(s_, tail, id_, ring_)) return s_.poison(__LINE__);
     ring_offset_ = tail;
   }
+  if (leased_ && (m.block_count != 1 || m.payload_size != 0)) return Status::kMismatch;
   const std::uint32_t size = record_size(m.payload_size, m.block_count);
   RingWriter<> writer(ring_, row_.sender.cached);
   std::byte* at = writer.room(size);
@@ -282,6 +286,14 @@ Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
     A::store_release(row_.sender.ring, spare_ring);
     spare_ring = 0;
     return send_entered(m, spare_ring, wanted);
+  }
+  if (leased_) {
+    BlockHeader& block = s_.block(m.blocks[0].offset);
+    A::store_relaxed(block.order, static_cast<std::uint32_t>(ring_.header->items_base +
+                                                             writer.position().items));
+    // relaxed: P1 carries both. Not taken yet (E2), so if we die here it is no message.
+    A::store_relaxed(block.lease,
+                     Lease{id_, static_cast<std::uint8_t>(m.kind), m.tag, m.buffers, false}.pack());
   }
   std::byte* body = at + kRecordHeader;
   std::memcpy(body, m.blocks, m.block_count * sizeof(BlockRef));
@@ -342,12 +354,14 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
 
 bool ReceiverEnd::has_data() noexcept {
   return A::load_acquire(row_.sender.items) != A::load_acquire(row_.receiver.items) ||
+         (leased_ && A::load_acquire(row_.returned) != 0) ||
          A::load_acquire(row_.sender.state) != static_cast<std::uint32_t>(EndState::kOpen);
 }
 
 bool ReceiverEnd::is_empty() noexcept {
   // Counted behind the fact by each side, so equal means empty: exactly while no sender is inside.
-  return A::load_acquire(row_.receiver.items) == A::load_acquire(row_.sender.items);
+  return A::load_acquire(row_.receiver.items) == A::load_acquire(row_.sender.items) &&
+         (!leased_ || A::load_acquire(row_.returned) == 0);
 }
 
 /// D3, D4: a byte stands in the descriptor of an empty channel. `flags`: only if one is set.
@@ -418,6 +432,16 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
           holder.kind == HolderKind::kFree || m.blocks[i].length > p.size() - sizeof(BlockHeader))
         return s_.poison(__LINE__);
       note_slot(s_, p);
+      if (leased_) {
+        auto& word = s_.block(p.offset).lease;
+        Lease lease = Lease::unpack(A::load_relaxed(word));  // relaxed: P1 carried it
+        if (lease.channel != id_ || lease.kind != static_cast<std::uint8_t>(m.kind))
+          return s_.poison(__LINE__);
+        lease.taken = true;
+        m.lease = lease.pack();
+        m.is_redelivered = false;
+        A::store_release(word, m.lease);  // E2: before the holder
+      }
       store_holder(s_, p, by_process(s_.token()));  // D5: claim, then advance
     }
     reader.pop(header);  // D5, the commit
@@ -429,9 +453,61 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
   }
 }
 
+/// A message that was handed back comes before younger ones; the oldest of them first.
+Status ReceiverEnd::take_returned(Incoming& m, std::int64_t lock_until) noexcept {
+  // Room for the walk, before the lock: nothing is allocated under an owner word.
+  std::vector<std::uint32_t> heads(s_.committed_pages());
+  if (const Status status = enter(lock_until); status != Status::kOk) return status;
+  Status status = s_.is_poisoned() ? Status::kCorrupted : Status::kEmpty;
+  for (std::uint32_t tries = 0; status == Status::kEmpty && tries < 4 * kKnown; ++tries) {
+    if (known_next_ == known_count_ || known_at_ != A::load_acquire(row_.give_backs)) {
+      known_at_ = A::load_acquire(row_.give_backs);
+      const std::uint32_t counted = A::load_acquire(row_.returned);
+      const std::uint32_t found = find_returned(
+          s_, id_, heads.data(), static_cast<std::uint32_t>(heads.size()), known_, kKnown);
+      // E4: what is handed back from here on counts itself on top.
+      if (found != counted) A::fetch_add(row_.returned, found - counted);
+      known_next_ = 0;
+      known_count_ = std::min(found, kKnown);
+      if (found == 0) break;
+    }
+    const std::uint64_t offset = known_[known_next_++].offset;
+    BlockPlace p{};
+    if (!s_.place(offset, p)) continue;
+    note_slot(s_, p);
+    if (!change_holder(s_, p, by_channel(id_), by_process(s_.token()))) continue;  // E6 acquire
+    if (A::load_acquire(row_.returned) != 0) A::fetch_add(row_.returned, ~0U);
+    const std::uint64_t word = A::load_relaxed(s_.block(offset).lease);
+    const std::uint64_t length = A::load_relaxed(s_.block(offset).length);
+    if (Lease::unpack(word).channel != id_ || length > p.size() - sizeof(BlockHeader)) {
+      status = s_.poison(__LINE__);
+      break;
+    }
+    m.kind = static_cast<RecordKind>(Lease::unpack(word).kind);
+    m.payload_in_block = true;
+    m.payload_size = 0;
+    m.block_count = 1;
+    m.blocks[0] = {offset, length};
+    m.lease = word;
+    m.is_redelivered = true;
+    status = Status::kOk;
+  }
+  leave();
+  return status;
+}
+
 Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
   if (closed_) return Status::kClosed;
-  Status status = enter(lock_until);
+  Status status = Status::kEmpty;
+  if (leased_ && A::load_acquire(row_.returned) != 0) [[unlikely]] {
+    status = take_returned(m, lock_until);
+    if (status != Status::kEmpty) {
+      if (status == Status::kOk && row_.max_items != 0)
+        Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
+      return status;
+    }
+  }
+  status = enter(lock_until);
   if (status != Status::kOk) return status;
   status = receive_entered(m);
   leave();
@@ -460,9 +536,11 @@ void ReceiverEnd::wait_data(std::int64_t until_ns, Wait& wait) noexcept {
 Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait) noexcept {
   look_for_hangup();
   Status gone = peer_gone(false);  // D7: first whether the other side is gone,
+  const bool leased_out = leased_ && gone != Status::kOk && is_leased_elsewhere(s_, id_);  // D8
   Status status = try_receive(m, slice_end(platform::kForever, wait));  // then the ring
   if (status == Status::kContended) return Status::kSlice;
   if (status != Status::kEmpty) return status;
+  if (leased_out) return wait_leases(until_ns, wait);
   if (gone != Status::kOk) return gone;
   if (platform::monotonic_ns() >= until_ns) {
     gone = peer_gone(true);
@@ -470,7 +548,21 @@ Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait
     return Status::kSlice;  // once more, with D7's order
   }
   wait_data(until_ns, wait);
-  if (!has_data()) (void)peer_gone(true);
+  if (!has_data()) {
+    (void)peer_gone(true);
+    if (leased_) {  // a receiver beside us that died has what we wait for
+      reap_dead_holders(s_, row_.receiver_holds);
+      reap_some(s_, 2);
+    }
+  }
+  return Status::kSlice;
+}
+
+/// The channel has ended but for what others have taken: it comes back to us if they die.
+Status ReceiverEnd::wait_leases(std::int64_t until_ns, Wait& wait) noexcept {
+  if (platform::monotonic_ns() >= until_ns) return Status::kEmpty;
+  Doorbell<> bell(row_.data, s_.asymmetric());
+  sleep(bell, until_ns, wait, [this] { return A::load_acquire(row_.returned) != 0; });
   return Status::kSlice;
 }
 

@@ -106,7 +106,8 @@ void ForkHandlers::prepare() noexcept {
                      Hold{HoldKind::kProcess, s.child_token_, count});
     }
     for (LiveView* v = s.views_.next; v != &s.views_; v = v->next) {
-      if (v->block != 0 && !v->pinned && share_block(s, v->block, s.child_token_) != Status::kOk)
+      if (v->block != 0 && !v->own && !v->pinned &&
+          share_block(s, v->block, s.child_token_) != Status::kOk)
         v->pinned = true;
     }
   }
@@ -134,6 +135,8 @@ void ForkHandlers::move_in(Segment& s) noexcept {
   }
   s.child_fd_ = -1;
   s.child_token_ = 0;
+  for (LiveView* v = s.views_.next; v != &s.views_; v = v->next)
+    if (v->own) v->block = 0;
 }
 
 void ForkHandlers::child() noexcept {

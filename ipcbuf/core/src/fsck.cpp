@@ -209,11 +209,18 @@ class Walk {
           break;
         }
         ++census_.process_blocks;
+        if (const std::uint64_t lease = A::load_acquire(s_.block(b.offset).lease);
+            lease != 0 && Lease::unpack(lease).taken)
+          ++census_.leased_blocks;
         census_.process_bytes += A::load_acquire(s_.block(b.offset).length);
         if (!is_seated(holder.id)) problem("block %llu: leaked by %llu", b.offset, holder.id);
         if (!may_hold(b, holder.id)) problem("block %llu: holder not in slot set", b.offset);
         break;
       case HolderKind::kChannel: {
+        if (A::load_acquire(s_.block(b.offset).lease) != 0) {
+          returned(b, holder);
+          break;
+        }
         ++census_.ring_blocks;
         const ChannelWord word =
             ChannelWord::unpack(A::load_acquire(s_.channel(index_of(holder.id)).state));
@@ -233,6 +240,22 @@ class Walk {
         break;
       }
     }
+  }
+
+  void returned(const BlockPlace& b, const Holder& holder) {
+    ++census_.returned_blocks;
+    ++census_.messages;
+    const Lease lease = Lease::unpack(A::load_acquire(s_.block(b.offset).lease));
+    if (lease.channel != holder.id || !lease.taken)
+      problem("block %llu: handed back to a channel that is not its own", b.offset);
+    if (index_of(holder.id) >= s_.constants().max_channels) return;
+    ChannelRow& row = s_.channel(index_of(holder.id));
+    const ChannelWord word = ChannelWord::unpack(A::load_acquire(row.state));
+    if (word.state == ChannelState::kFree || word.generation != generation_of_id(holder.id) ||
+        (row.flags & kLeased) == 0)
+      problem("block %llu: handed back to a channel that is gone", b.offset);
+    if (word.state == ChannelState::kActive && A::load_acquire(row.returned) == 0)
+      problem("block %llu: handed back and forgotten", b.offset);
   }
 
   bool may_hold(const BlockPlace& b, Token token) {

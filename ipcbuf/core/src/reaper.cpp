@@ -7,6 +7,7 @@
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/channel.hpp"
 #include "ipcbuf/hold_list.hpp"
+#include "ipcbuf/lease.hpp"
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/slots.hpp"
@@ -96,6 +97,7 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
   struct Candidate {
     std::uint64_t offset;
     Holder holder;
+    std::uint64_t lease;
   };
   std::vector<Candidate> candidates;
   for (const std::uint32_t head : slabs) {
@@ -108,7 +110,11 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
       const Holder holder = Holder::unpack(A::load_acquire(s.block(at).holder));
       const bool ring_of_dead =
           holder.kind == HolderKind::kChannel && A::load_acquire(s.block(at).creator) == dead;
-      if (holder == by_process(dead) || ring_of_dead) candidates.push_back({at, holder});
+      const std::uint64_t lease = A::load_acquire(s.block(at).lease);
+      // The dead may have handed it back and not yet said so (E4).
+      const bool returned = holder.kind == HolderKind::kChannel && lease != 0;
+      if (holder == by_process(dead) || ring_of_dead || returned)
+        candidates.push_back({at, holder, lease});
     }
   }
   if (candidates.empty()) return;
@@ -116,10 +122,18 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
   const std::uint32_t high = A::load_acquire(s.header().channels_high);
   for (std::uint32_t i = 0; i < high; ++i) reach(s, i, reached);
   for (const Candidate& c : candidates) {
+    if (c.holder.kind == HolderKind::kChannel && c.lease != 0) {
+      remember_returned(s, c.offset, c.holder.id);
+      continue;
+    }
     const auto& live = c.holder.kind == HolderKind::kChannel ? reached.rings : reached.blocks;
     if (live.contains(c.offset)) continue;
     // A compare-and-swap: a receiver may have claimed it since (D5).
-    (void)free_block(s, c.offset, c.holder);
+    if (c.lease != 0 && Lease::unpack(c.lease).taken) {
+      (void)hand_back(s, c.offset, c.holder);  // E3
+    } else {
+      (void)free_block(s, c.offset, c.holder);
+    }
   }
 }
 

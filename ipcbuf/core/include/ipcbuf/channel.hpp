@@ -35,6 +35,7 @@
 #include <cstdint>
 
 #include "ipcbuf/doorbell.hpp"
+#include "ipcbuf/lease.hpp"
 #include "ipcbuf/ring.hpp"
 #include "ipcbuf/segment.hpp"
 
@@ -42,6 +43,7 @@ namespace ipcbuf {
 
 struct ChannelOptions {
   bool shared = false;
+  bool lease = false;  // see lease.hpp; such ends are shared
   BellKind bell = BellKind::kFutex;
   std::uint64_t max_items = 0;
   std::uint64_t max_bytes = 0;
@@ -83,6 +85,9 @@ struct Outgoing {
   std::uint32_t payload_size = 0;
   std::uint32_t block_count = 0;
   BlockRef blocks[kMaxBlocks];
+  // On a leased channel the message is one block and nothing else, which says this of itself:
+  std::uint8_t tag = 0;
+  std::uint8_t buffers = 0;
 
   /// What the message counts against max_bytes.
   [[nodiscard]] std::uint64_t weight() const noexcept {
@@ -97,6 +102,8 @@ struct Incoming {
   bool payload_in_block = false;
   std::uint32_t payload_size = 0;
   std::uint32_t block_count = 0;
+  std::uint64_t lease = 0;  // of a leased message: its word (Lease)
+  bool is_redelivered = false;
   BlockRef blocks[kMaxBlocks];  // held by this process now
   alignas(16) std::byte payload[kMaxInline];
 };
@@ -123,6 +130,7 @@ class Endpoint {
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
   [[nodiscard]] bool rings_socket() const noexcept { return bell_kind_ == BellKind::kSocket; }
   [[nodiscard]] bool is_shared() const noexcept { return shared_; }
+  [[nodiscard]] bool is_leased() const noexcept { return leased_; }
   [[nodiscard]] std::uint32_t pending() noexcept;
   [[nodiscard]] std::uint64_t max_items() const noexcept { return row_.max_items; }
   [[nodiscard]] int bell_fd() const noexcept { return bell_fd_; }
@@ -163,6 +171,7 @@ class Endpoint {
   const std::uint32_t id_;
   const End end_;
   const bool shared_;
+  const bool leased_;
   const BellKind bell_kind_;
   int bell_fd_ = -1;
   std::atomic<bool> closed_ = false;
@@ -209,10 +218,19 @@ class ReceiverEnd : public Endpoint {
 
  private:
   [[nodiscard]] Status receive_entered(Incoming& message) noexcept;
+  [[nodiscard]] Status take_returned(Incoming& message, std::int64_t lock_until) noexcept;
+  [[nodiscard]] Status wait_leases(std::int64_t until_ns, Wait& wait) noexcept;
   [[nodiscard]] bool has_data() noexcept;
   [[nodiscard]] bool is_empty() noexcept;
   void drain_if_empty(std::uint32_t flags) noexcept;
   void wait_data(std::int64_t until_ns, Wait& wait) noexcept;
+
+  // Of a leased channel, under the end's lock: the oldest returned messages as last found.
+  static constexpr std::uint32_t kKnown = 32;
+  ReturnedMessage known_[kKnown];
+  std::uint32_t known_count_ = 0;
+  std::uint32_t known_next_ = 0;
+  std::uint32_t known_at_ = 0;  // give_backs when they were found
 };
 
 }  // namespace ipcbuf

@@ -142,11 +142,30 @@ struct BlockHeader {
   Atomic<std::uint64_t> length;   // exact bytes asked for
   Atomic<std::uint64_t> state;    // of a task: task id << 2 | TaskState
   Atomic<std::uint32_t> creator;  // of a ring: who linked or unlinks it
-  std::uint32_t spare0;
-  Atomic<std::uint64_t> lease;  // of a leased message: its channel and what it is; 0 = none
+  Atomic<std::uint32_t> order;    // of a leased message: how many were sent before it
+  Atomic<std::uint64_t> lease;    // of a leased message: see Lease; 0 = none, or done with
   std::uint64_t spare[3];
 };
 static_assert(sizeof(BlockHeader) == kCacheLine);
+
+/// One 64-bit word: channel id | kind << 32 | tag << 40 | buffers << 48 | taken << 56 | 1 << 63.
+struct Lease {
+  std::uint32_t channel;  // id
+  std::uint8_t kind;      // RecordKind
+  std::uint8_t tag;       // of a native message that is one large bytes or str
+  std::uint8_t buffers;   // beside the payload; then the block begins with a table of lengths
+  bool taken;             // a receiver has claimed it; before that it belongs to its sender
+
+  static constexpr Lease unpack(std::uint64_t w) noexcept {
+    return {static_cast<std::uint32_t>(w), static_cast<std::uint8_t>(w >> 32),
+            static_cast<std::uint8_t>(w >> 40), static_cast<std::uint8_t>(w >> 48),
+            (w >> 56 & 1) != 0};
+  }
+  [[nodiscard]] constexpr std::uint64_t pack() const noexcept {
+    return std::uint64_t{channel} | std::uint64_t{kind} << 32 | std::uint64_t{tag} << 40 |
+           std::uint64_t{buffers} << 48 | std::uint64_t{taken} << 56 | 1ULL << 63;
+  }
+};
 
 enum class TaskState : std::uint64_t { kPending = 0, kRunning = 1, kCancelled = 2, kDone = 3 };
 
@@ -259,8 +278,9 @@ struct ChannelKey {
 };
 static_assert(sizeof(ChannelKey) == kCacheLine);
 
-inline constexpr std::uint32_t kSharedEnds =
-    1;  // ChannelRow::flags: many users per end, with a lock
+// ChannelRow::flags
+inline constexpr std::uint32_t kSharedEnds = 1;  // many users per end, with a lock
+inline constexpr std::uint32_t kLeased = 2;      // what the dead had taken is delivered again
 
 /// What one side sleeps on and the other rings. See doorbell.hpp.
 struct BellRow {
@@ -290,16 +310,17 @@ struct EndRow {
 static_assert(sizeof(EndRow) == kCacheLine);
 
 struct ChannelRow {
-  Atomic<std::uint64_t> state;     // ChannelWord
-  std::uint32_t flags;             // immutable while active
-  BellKind bell_kind;              // immutable while active
-  std::uint64_t max_items;         // 0 = unbounded
-  std::uint64_t max_bytes;         // 0 = unbounded
-  ChannelType type;                // immutable while active
-  Atomic<std::uint32_t> returned;  // leased messages of the dead that wait to be taken again
-  Atomic<std::uint64_t> value;     // kAtomic: the value; kStatic: offset of the block
-  Atomic<std::uint32_t> ready;     // kStatic: 1 once its init function has returned
-  std::uint32_t spare0[3];
+  Atomic<std::uint64_t> state;       // ChannelWord
+  std::uint32_t flags;               // immutable while active
+  BellKind bell_kind;                // immutable while active
+  std::uint64_t max_items;           // 0 = unbounded
+  std::uint64_t max_bytes;           // 0 = unbounded
+  ChannelType type;                  // immutable while active
+  Atomic<std::uint32_t> returned;    // leased messages of the dead that wait to be taken again
+  Atomic<std::uint64_t> value;       // kAtomic: the value; kStatic: offset of the block
+  Atomic<std::uint32_t> ready;       // kStatic: 1 once its init function has returned
+  Atomic<std::uint32_t> give_backs;  // how often a message was handed back; grows
+  std::uint32_t spare0[2];
   EndRow sender;
   EndRow receiver;
   BellRow data;  // receivers sleep here

@@ -43,6 +43,7 @@ struct LiveView {
   LiveView* next = nullptr;
   std::uint64_t block = 0;  // offset; 0 = holds nothing
   bool pinned = false;      // a fork found no shared entry: kept until this process dies
+  bool own = false;         // a child does not get it: a lease nobody looks at
 };
 
 enum class End : std::uint32_t { kSender = 0, kReceiver = 1 };
