@@ -39,7 +39,15 @@ from .errors import (
     VersionMismatch,
     WorkerLost,
 )
-from .segment import Segment, default_segment, find_segment
+from .segment import (
+    Segment,
+    SegmentInfo,
+    default_segment,
+    find_segment,
+    gc,
+    list_segments,
+    unlink,
+)
 
 __all__ = [
     "AbiMismatch",
@@ -63,6 +71,7 @@ __all__ = [
     "SegmentCorrupted",
     "SegmentError",
     "SegmentExists",
+    "SegmentInfo",
     "SegmentLost",
     "SegmentNotFound",
     "SegmentPermission",
@@ -74,5 +83,8 @@ __all__ = [
     "WorkerLost",
     "default_segment",
     "find_segment",
+    "gc",
+    "list_segments",
     "set_object_codec",
+    "unlink",
 ]

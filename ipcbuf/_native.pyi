@@ -1,6 +1,6 @@
 """The compiled part of ipcbuf. Use the names that `ipcbuf` exports."""
 
-from typing import Any
+from typing import Any, overload
 
 from typing_extensions import Buffer
 
@@ -9,7 +9,11 @@ from typing_extensions import Buffer
 class Segment:
     """One mapped region of shared memory."""
 
+    @overload
     def __init__(self, max_size: int = 0, fd: int = -1) -> None: ...
+
+    @overload
+    def __init__(self, name: str, max_size: int, create: bool, exist_ok: bool, allow_disk: bool) -> None: ...
 
     def diagnose(self) -> list[dict[str, Any]]:
         """
@@ -44,6 +48,13 @@ class Segment:
     @property
     def token(self) -> int:
         """Names this process among the users of the segment."""
+
+    def close_native(self) -> None:
+        """As `ipcbuf.Segment.close`."""
+
+    @property
+    def closed(self) -> bool:
+        """True once this object was closed here."""
 
     def allocate(self, nbytes: int, /) -> Record:
         """
@@ -97,6 +108,22 @@ class Segment:
 
         Exact only while nobody uses the segment.
         """
+
+    @property
+    def name(self) -> str | None:
+        """The name it was opened by in this process, None if by none."""
+
+    def unlink_native(self) -> None:
+        """As `ipcbuf.Segment.unlink`."""
+
+    def retire_native(self) -> None:
+        """Remove the name if nobody else uses the segment."""
+
+def unlink_segment(name: str) -> None: ...
+
+def list_segments() -> list[tuple[str, int, int, tuple[int, ...], bool, str | None]]: ...
+
+def collect_segments() -> list[str]: ...
 
 class Record:
     """

@@ -8,12 +8,17 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "ipcbuf/channel.hpp"
+#include "ipcbuf/named.hpp"
 #include "ipcbuf/segment.hpp"
 
 namespace nb = nanobind;
@@ -22,6 +27,7 @@ namespace ipcbuf::binding {
 
 // ---- one class per file ----
 void bind_segment(nb::module_& m);
+void bind_named(nb::module_& m);
 void bind_record(nb::module_& m);
 void bind_sender(nb::module_& m);
 void bind_receiver(nb::module_& m);
@@ -30,8 +36,61 @@ void bind_lease(nb::module_& m);
 void bind_object_queue(nb::module_& m);
 void bind_codec(nb::module_& m);
 
+/// Somebody asked a closed segment; ClosedError. Thrown without the GIL, too.
+struct SegmentClosed : std::exception {};
+
+/// A segment until it is closed. A call that releases the GIL takes a copy of the pointer first:
+/// another thread may close meanwhile.
+class OpenCore {
+ public:
+  explicit OpenCore(std::shared_ptr<Segment> core, bool by_name)
+      : core_(std::move(core)), by_name_(by_name) {}
+  OpenCore(const OpenCore&) = delete;
+  OpenCore& operator=(const OpenCore&) = delete;
+  ~OpenCore() { close(); }
+
+  [[nodiscard]] std::shared_ptr<Segment> get() const;
+  operator std::shared_ptr<Segment>() const { return get(); }  // NOLINT: it stands for it
+  std::shared_ptr<Segment> operator->() const { return get(); }
+  Segment& operator*() const { return *get(); }
+  [[nodiscard]] bool is_closed() const;
+  void close() noexcept;
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<Segment> core_;
+  const bool by_name_;
+};
+
 struct PySegment {
-  std::shared_ptr<Segment> core;
+  PySegment(std::shared_ptr<Segment> segment, bool by_name) : core(std::move(segment), by_name) {}
+  OpenCore core;
+  /// The ends that were opened through this object, which its `close` closes.
+  std::mutex ends_mutex;
+  std::vector<Endpoint*> ends;
+
+  void close();
+};
+
+/// An end in the list of its segment's object, as long as both exist.
+class EndListed {
+ public:
+  EndListed(const nb::object& segment, Endpoint& end)
+      : segment_(nb::cast<PySegment&>(segment)), end_(end) {
+    const std::lock_guard lock(segment_.ends_mutex);
+    segment_.ends.push_back(&end);
+  }
+  EndListed(const EndListed&) = delete;
+  EndListed& operator=(const EndListed&) = delete;
+  ~EndListed() {
+    const std::lock_guard lock(segment_.ends_mutex);
+    std::erase(segment_.ends, &end_);
+    end_.close();
+  }
+
+ private:
+  PySegment& segment_;
+  Endpoint& end_;
 };
 void bind_diagnosis(nb::class_<PySegment>& segment);
 
@@ -75,18 +134,18 @@ struct PySender {
   nb::object segment;
   std::shared_ptr<Segment> core;
   SenderEnd end;
+  EndListed listed;  // the last member: its destructor closes `end`
   PySender(nb::object s, std::shared_ptr<Segment> c, std::uint32_t id)
-      : segment(std::move(s)), core(std::move(c)), end(*core, id) {}
-  ~PySender() { end.close(); }
+      : segment(std::move(s)), core(std::move(c)), end(*core, id), listed(segment, end) {}
 };
 
 struct PyReceiver {
   nb::object segment;
   std::shared_ptr<Segment> core;
   ReceiverEnd end;
+  EndListed listed;  // the last member: its destructor closes `end`
   PyReceiver(nb::object s, std::shared_ptr<Segment> c, std::uint32_t id)
-      : segment(std::move(s)), core(std::move(c)), end(*core, id) {}
-  ~PyReceiver() { end.close(); }
+      : segment(std::move(s)), core(std::move(c)), end(*core, id), listed(segment, end) {}
 };
 
 class PyTask {
@@ -147,7 +206,50 @@ enum class Flavour {
 inline void check(Status status, const Failure& why = {}) {
   if (status != Status::kOk) raise_status(status, why);
 }
-/// Raises TooManyProcesses if a fork left this process without a slot and none is free.
+/// The same for a file: with its path, the numbers, and what to do.
+[[noreturn]] void raise_named(const NamedFailure& why);
+/// SegmentTruncated, with the numbers.
+[[noreturn]] void raise_truncated(Segment& segment);
+/// A call's answer counts only if the memory that it came from was there.
+inline void require_whole(Segment& segment) {
+  if (segment.is_truncated()) [[unlikely]]
+    raise_truncated(segment);
+}
+
+/// Runs a call; SegmentTruncated instead of its result or exception if the file was cut short.
+template <class Call>
+auto run_whole(Segment& segment, Call&& call) {
+  try {
+    if constexpr (std::is_void_v<decltype(call())>) {
+      call();
+      require_whole(segment);
+    } else {
+      auto result = call();
+      require_whole(segment);
+      return result;
+    }
+  } catch (...) {
+    require_whole(segment);
+    throw;
+  }
+}
+inline Segment& core_of(const PySender& self) { return *self.core; }
+inline Segment& core_of(const PyReceiver& self) { return *self.core; }
+
+template <auto function>
+struct Whole;
+template <class R, class Self, class... Args, R (*function)(Self&, Args...)>
+struct Whole<function> {
+  static R call(Self& self, Args... args) {
+    return run_whole(core_of(self), [&] { return function(self, args...); });
+  }
+};
+/// The same, of a function whose first argument is a `self` with a segment.
+template <auto function>
+inline constexpr auto whole = &Whole<function>::call;
+
+/// Raises SegmentTruncated if the file was cut short, TooManyProcesses if a fork left this process
+/// without a slot and none is free.
 void require_seat(Segment& segment);
 
 // ---- waiting.cpp ----

@@ -66,10 +66,11 @@ nb::dict end_of(const EndDiagnosis& end) {
 
 nb::list diagnose_segment(const PySegment& self) {
   std::vector<ChannelDiagnosis> channels;
-  {
+  const auto core = self.core.get();
+  run_whole(*core, [&] {
     const WithoutGil released;
-    channels = diagnose(*self.core);
-  }
+    channels = diagnose(*core);
+  });
   nb::list out;
   for (const ChannelDiagnosis& c : channels) {
     nb::dict channel;

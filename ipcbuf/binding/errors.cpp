@@ -2,11 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // errors.cpp - the one table from Status to exception.
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
 
 #include "binding.hpp"
+#include "ipcbuf/platform.hpp"
 
 namespace ipcbuf::binding {
 
@@ -21,9 +23,45 @@ nb::object error_class(const char* name) {
   throw nb::python_error();
 }
 
-[[noreturn]] void raise_named(const char* name, const char* text) {
+[[noreturn]] void raise_text(const char* name, const std::string& text) {
   const nb::object type = error_class(name);
-  raise(type, type(text));
+  raise(type, type(text.c_str()));
+}
+
+std::string abi_of(std::uint64_t word) {
+  return std::string(word >> 24 == 1   ? "little-endian"
+                     : word >> 24 == 2 ? "big-endian"
+                                       : "unknown byte order") +
+         ", pointers of " + std::to_string(word >> 16 & 0xFF) + " bytes, cache lines of " +
+         std::to_string(word >> 8 & 0xFF) + ", pages of 2^" + std::to_string(word & 0xFF);
+}
+
+/// What is wrong with a file, with the numbers.
+std::string explain(Status status, const Failure& why) {
+  const std::string found = std::to_string(why.found);
+  const std::string expected = std::to_string(why.expected);
+  switch (status) {
+    case Status::kNotASegment:
+      return "the file does not begin as a segment does; it was not touched";
+    case Status::kVersion:
+      return "the segment has layout version " + found + ", this ipcbuf has version " + expected +
+             "; use the same version of ipcbuf everywhere, or remove the segment";
+    case Status::kAbiDiffers:
+      return "the segment was made for another machine (" + abi_of(why.found) +
+             "), this one needs " + abi_of(why.expected);
+    case Status::kTruncated:
+      return why.expected == 0
+                 ? std::string("the file is shorter than its header says")
+                 : "the file was cut short: it has " + found + " bytes and needs at least " +
+                       expected + "; the segment is lost, remove it and make it again";
+    case Status::kCorrupted:
+      return why.reason[0] == 0
+                 ? std::string("an impossible state was found; the segment is not used any more")
+                 : "the header is corrupted: " + std::string(why.reason) + " is " + found +
+                       ", which should be " + expected + "; remove the segment";
+    default:
+      return std::string(why.reason) + ": " + std::strerror(why.sys_errno);
+  }
 }
 
 std::string remedy(const Failure& why) {
@@ -48,7 +86,7 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
         const nb::object type = nb::module_::import_("queue").attr("Empty");
         raise(type, type());
       }
-      raise_named("ChannelEmpty", "no message came in time");
+      raise_text("ChannelEmpty", "no message came in time");
     case Status::kContended:  // its lock's owner is alive but does not go on: no room now
     case Status::kSlice:
     case Status::kFull:
@@ -56,17 +94,17 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
         const nb::object type = nb::module_::import_("queue").attr("Full");
         raise(type, type());
       }
-      raise_named("ChannelFull", "the channel had no room in time");
+      raise_text("ChannelFull", "the channel had no room in time");
     case Status::kClosed:
-      raise_named("ClosedError", "this end of the channel was closed here");
+      raise_text("ClosedError", "this end of the channel was closed here");
     case Status::kEnded:
-      raise_named("EndOfChannel", "every sender is gone and everything was received");
+      raise_text("EndOfChannel", "every sender is gone and everything was received");
     case Status::kBroken:
-      raise_named("BrokenChannel", "the other end of the channel is gone");
+      raise_text("BrokenChannel", "the other end of the channel is gone");
     case Status::kBusyEnd:
-      raise_named("BusyError",
-                  "this end is exclusive and another thread or process uses it; "
-                  "make the channel with shared=True, or use the end in one place");
+      raise_text("BusyError",
+                 "this end is exclusive and another thread or process uses it; "
+                 "make the channel with shared=True, or use the end in one place");
     case Status::kTooLarge: {
       const nb::object type = error_class("RecordTooLarge");
       raise(type, type(why.requested, why.max_size));
@@ -81,7 +119,7 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
       raise(type, type(kMaxSlots));
     }
     case Status::kNotFound:
-      raise_named("ClosedError", "the channel is gone: all its users closed it");
+      raise_text("ClosedError", "the channel is gone: all its users closed it");
     case Status::kExists: {
       const nb::object type = error_class("SegmentExists");
       raise(type, type(EEXIST, "a segment of this name exists"));
@@ -93,22 +131,20 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
       raise(type, type(EACCES, why.reason));
     }
     case Status::kLost:
-      raise_named("SegmentLost", "somebody closed the segment's descriptor in this process");
+      raise_text("SegmentLost", "somebody closed the segment's descriptor in this process");
     case Status::kNotASegment:
-      raise_named("NotASegment", "the file does not begin as a segment does");
+      raise_text("NotASegment", explain(status, why));
     case Status::kVersion:
-      raise_named("VersionMismatch", "the segment has another layout version");
+      raise_text("VersionMismatch", explain(status, why));
     case Status::kAbiDiffers:
-      raise_named("AbiMismatch", "the segment was made for another architecture");
+      raise_text("AbiMismatch", explain(status, why));
     case Status::kTruncated:
-      raise_named("SegmentTruncated", "the file is shorter than its header says");
+      raise_text("SegmentTruncated", explain(status, why));
     case Status::kCorrupted:
-      raise_named("SegmentCorrupted",
-                  "an impossible state was found; the segment is not used any more");
+      raise_text("SegmentCorrupted", explain(status, why));
     case Status::kSystem: {
       const nb::object type = error_class("SegmentError");
-      const std::string text = std::string(why.reason) + ": " + std::strerror(why.sys_errno);
-      raise(type, type(why.sys_errno, text.c_str()));
+      raise(type, type(why.sys_errno, explain(status, why).c_str()));
     }
     case Status::kOk:
       break;
@@ -116,7 +152,55 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
   throw std::runtime_error("ipcbuf: a success was raised");
 }
 
+namespace {
+
+[[noreturn]] void raise_file(const char* name, int error, const NamedFailure& why) {
+  const nb::object type = error_class(name);
+  const std::string text = why.detail.empty() ? explain(why.status, why) : why.detail;
+  raise(type, type(error, text.c_str(), why.path.c_str()));
+}
+
+}  // namespace
+
+void raise_named(const NamedFailure& why) {
+  switch (why.status) {
+    case Status::kMismatch:
+      throw nb::value_error(why.detail.c_str());
+    case Status::kExists:
+      raise_file("SegmentExists", EEXIST, why);
+    case Status::kNotFound:
+      raise_file("SegmentNotFound", ENOENT, why);
+    case Status::kPermission:
+      raise_file("SegmentPermission", EACCES, why);
+    case Status::kNotASegment:
+      raise_file("NotASegment", EINVAL, why);
+    case Status::kVersion:
+      raise_file("VersionMismatch", EINVAL, why);
+    case Status::kAbiDiffers:
+      raise_file("AbiMismatch", EINVAL, why);
+    case Status::kTruncated:
+      raise_file("SegmentTruncated", EINVAL, why);
+    case Status::kCorrupted:
+      raise_file("SegmentCorrupted", EINVAL, why);
+    case Status::kSystem:
+      raise_file("SegmentError", why.sys_errno, why);
+    default:
+      raise_status(why.status, why);
+  }
+}
+
+void raise_truncated(Segment& segment) {
+  platform::FileStatus file;
+  Failure why;
+  if (platform::file_status(segment.fd(), file) == 0) why.found = file.size;
+  const Constants& c = segment.constants();
+  // What was reserved can't be asked of memory that may be gone; this much it had when it was made.
+  why.expected = c.payload + std::min<std::uint64_t>(c.max_size, 2U << 20);
+  raise_status(Status::kTruncated, why);
+}
+
 void require_seat(Segment& segment) {
+  require_whole(segment);
   if (!segment.is_seated()) raise_status(Status::kTooMany);
 }
 

@@ -102,7 +102,8 @@ bool PyLeased::look(const std::byte*& bytes, Py_ssize_t& length) const {
 nb::object PyLeased::load() const {
   if (over_) throw nb::value_error("the lease has ended");
   require_ours();
-  return decode_leased(lease_, core_->payload(view_.block), length_);
+  return run_whole(*core_,
+                   [this] { return decode_leased(lease_, core_->payload(view_.block), length_); });
 }
 
 namespace {

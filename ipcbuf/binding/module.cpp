@@ -8,6 +8,7 @@ NB_MODULE(_native, m) {
   // Handles that are alive when the interpreter ends are no leak: only death frees the slot.
   nb::set_leak_warnings(false);
   bind_segment(m);
+  bind_named(m);
   bind_record(m);
   bind_sender(m);
   bind_receiver(m);

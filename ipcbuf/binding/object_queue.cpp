@@ -35,7 +35,9 @@ void put(nb::handle self, nb::handle object, bool block, nb::handle timeout) {
   auto& q = *nb::inst_ptr<PyObjectQueue>(self);
   require_open(self, q);
   require_seat(*q.sender.core);
-  send_object(q.sender, object.ptr(), until_of(block, timeout), Flavour::kQueue);
+  run_whole(*q.sender.core, [&] {
+    send_object(q.sender, object.ptr(), until_of(block, timeout), Flavour::kQueue);
+  });
 }
 
 nb::object get(nb::handle self, bool block, nb::handle timeout) {
@@ -43,8 +45,14 @@ nb::object get(nb::handle self, bool block, nb::handle timeout) {
   require_open(self, q);
   require_seat(*q.receiver.core);
   Incoming m;
-  receive(q.receiver, m, until_of(block, timeout), Flavour::kQueue);
-  return decode_any(q.receiver.segment, *q.receiver.core, m);
+  return run_whole(*q.receiver.core, [&] {
+    receive(q.receiver, m, until_of(block, timeout), Flavour::kQueue);
+    return decode_any(q.receiver.segment, *q.receiver.core, m);
+  });
+}
+
+std::uint32_t pending(PyObjectQueue& q) {
+  return run_whole(*q.receiver.core, [&] { return q.receiver.end.pending(); });
 }
 
 }  // namespace
@@ -80,14 +88,15 @@ void bind_object_queue(nb::module_& m) {
           "get_nowait", [](nb::handle self) { return get(self, false, nb::none()); },
           nb::sig("def get_nowait(self) -> Any"),
           "Return the oldest object or raise `queue.Empty`.")
+      .def("qsize", pending, "Return the exact number of objects in the queue.")
       .def(
-          "qsize", [](PyObjectQueue& q) { return q.receiver.end.pending(); },
-          "Return the exact number of objects in the queue.")
-      .def(
-          "empty", [](PyObjectQueue& q) { return q.receiver.end.pending() == 0; },
+          "empty", [](PyObjectQueue& q) { return pending(q) == 0; },
           "Say whether there is nothing to get.")
       .def(
-          "full", [](PyObjectQueue& q) { return q.sender.end.is_full(); },
+          "full",
+          [](PyObjectQueue& q) {
+            return run_whole(*q.sender.core, [&] { return q.sender.end.is_full(); });
+          },
           "Say whether `maxsize` objects are in the queue.")
       .def(
           "close_native",

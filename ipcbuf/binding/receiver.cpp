@@ -80,6 +80,20 @@ PyTask* recv_task(PyReceiver& self, nb::handle timeout) {
   }
 }
 
+std::uint32_t pending(PyReceiver& self) { return self.end.pending(); }
+
+int arm(PyReceiver& self) {
+  if (self.end.arm() != Status::kOk)
+    throw nb::value_error("this channel has no descriptor to wait on");
+  return self.end.bell_fd();
+}
+
+Token transit(PyReceiver& self) {
+  require_seat(*self.core);
+  check(hold_in_transit(*self.core, self.end.id(), End::kReceiver));
+  return self.core->token();
+}
+
 }  // namespace
 
 void bind_receiver(nb::module_& m) {
@@ -88,57 +102,45 @@ void bind_receiver(nb::module_& m) {
                          "`Segment.channel` makes it. An exclusive end (shared=False) belongs to "
                          "the first process that uses it, one thread at a time. Iterating yields "
                          "bytes until the channel ends.")
-      .def("recv", recv_bytes, nb::arg("timeout") = nb::none(),
+      .def("recv", whole<recv_bytes>, nb::arg("timeout") = nb::none(),
            nb::sig("def recv(self, timeout: float | None = None) -> bytes"),
            "Return the oldest message as bytes, waiting up to *timeout* seconds.\n\n"
            "The bytes are a copy, so they outlive the channel; `recv_view()` copies nothing.\n\n"
            "Raises:\n    ChannelEmpty: Nothing came in time.\n"
            "    EndOfChannel: Every sender is gone and everything was received.\n"
            "    BrokenChannel: The sender died. What it had published was returned first.")
-      .def("recv_view", recv_view, nb::arg("timeout") = nb::none(), nb::rv_policy::take_ownership,
+      .def("recv_view", whole<recv_view>, nb::arg("timeout") = nb::none(),
+           nb::rv_policy::take_ownership,
            nb::sig("def recv_view(self, timeout: float | None = None) -> Record"),
            "Return the oldest message as a record that owns its memory, as `recv`.")
       .def(
-          "recv_bytes", [](PyReceiver& self) { return recv_bytes(self, nb::none()); },
+          "recv_bytes", [](PyReceiver& self) { return whole<recv_bytes>(self, nb::none()); },
           nb::sig("def recv_bytes(self) -> bytes"),
           "Return the oldest message as bytes; of an object, its pickle.")
-      .def("recv_object", recv_object, nb::arg("timeout") = nb::none(),
+      .def("recv_object", whole<recv_object>, nb::arg("timeout") = nb::none(),
            nb::sig("def recv_object(self, timeout: float | None = None) -> Any"),
            "Return the oldest message as an object, as `recv`.\n\n"
            "What its unpickling raises is raised here; the message is gone then.")
-      .def("recv_leased", recv_leased, nb::arg("timeout") = nb::none(),
+      .def("recv_leased", whole<recv_leased>, nb::arg("timeout") = nb::none(),
            nb::rv_policy::take_ownership,
            nb::sig("def recv_leased(self, timeout: float | None = None) -> Leased"),
            "Take the oldest message of a leased channel until it is done, as `recv`.\n\n"
            "If this process dies first, the message is delivered again. `EndOfChannel` is raised "
            "only when no other process has a message it may not finish.\n\n"
            "Raises:\n    ValueError: The channel was not made with lease=True.")
-      .def("recv_task", recv_task, nb::arg("timeout") = nb::none(), nb::rv_policy::take_ownership,
+      .def("recv_task", whole<recv_task>, nb::arg("timeout") = nb::none(),
+           nb::rv_policy::take_ownership,
            nb::sig("def recv_task(self, timeout: float | None = None) -> Task"),
            "Start and return the oldest task that was not cancelled.")
-      .def("poll", poll, nb::arg("timeout").none() = 0.0,
+      .def("poll", whole<poll>, nb::arg("timeout").none() = 0.0,
            nb::sig("def poll(self, timeout: float | None = 0.0) -> bool"),
            "Say whether a message, or the end, is there within *timeout* seconds. Takes nothing.")
-      .def(
-          "pending", [](PyReceiver& self) { return self.end.pending(); },
-          "Return how many messages are in the channel.")
-      .def(
-          "fileno",
-          [](PyReceiver& self) {
-            if (self.end.arm() != Status::kOk)
-              throw nb::value_error("this channel has no descriptor to wait on");
-            return self.end.bell_fd();
-          },
-          "Return a descriptor that is readable while a message is there, from now on.")
-      .def(
-          "transit",
-          [](PyReceiver& self) {
-            require_seat(*self.core);
-            check(hold_in_transit(*self.core, self.end.id(), End::kReceiver));
-            return self.core->token();
-          },
-          "Keep the channel alive for a handle on its way; `open_receiver` takes what this "
-          "returns.")
+      .def("pending", whole<pending>, "Return how many messages are in the channel.")
+      .def("fileno", whole<arm>,
+           "Return a descriptor that is readable while a message is there, from now on.")
+      .def("transit", whole<transit>,
+           "Keep the channel alive for a handle on its way; `open_receiver` takes what this "
+           "returns.")
       .def(
           "close", [](PyReceiver& self) { self.end.close(); },
           "Give the end up. The last one closes it for the sender. Twice is allowed.")
@@ -166,7 +168,7 @@ void bind_receiver(nb::module_& m) {
           "__next__",
           [](PyReceiver& self) {
             try {
-              return recv_bytes(self, nb::none());
+              return whole<recv_bytes>(self, nb::none());
             } catch (nb::python_error& error) {
               if (!error.matches(nb::module_::import_("ipcbuf.errors").attr("EndOfChannel"))) throw;
             }

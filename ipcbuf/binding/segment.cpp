@@ -24,7 +24,7 @@ void make(PySegment* self, std::uint64_t max_size, int fd) {
     core = fd >= 0 ? Segment::attach(fd, why) : Segment::create(max_size, why);
   }
   if (core == nullptr) raise_status(why.status, why);
-  new (self) PySegment{std::move(core)};
+  new (self) PySegment(std::move(core), false);
 }
 
 BellKind bell_of(std::string_view name) {
@@ -38,8 +38,10 @@ template <class End>
 nb::object open_end(nb::handle self, std::uint32_t id, std::uint32_t transit, ipcbuf::End end) {
   const auto& core = nb::cast<PySegment&>(self).core;
   require_seat(*core);
-  check(open_channel(*core, id, end, transit));
-  return nb::cast(new End(nb::borrow(self), core, id), nb::rv_policy::take_ownership);
+  return run_whole(*core, [&] {
+    check(open_channel(*core, id, end, transit));
+    return nb::cast(new End(nb::borrow(self), core, id), nb::rv_policy::take_ownership);
+  });
 }
 
 nb::object channel(nb::handle self, std::uint64_t max_items, std::uint64_t max_bytes, bool shared,
@@ -58,7 +60,7 @@ nb::object channel(nb::handle self, std::uint64_t max_items, std::uint64_t max_b
   require_seat(*core);
   Failure why;
   std::uint32_t id = 0;
-  check(create_channel(*core, options, id, why), why);
+  run_whole(*core, [&] { check(create_channel(*core, options, id, why), why); });
   // The holds taken by create_channel are given up by the two endpoint objects.
   return nb::make_tuple(
       nb::cast(new PySender(nb::borrow(self), core, id), nb::rv_policy::take_ownership),
@@ -67,14 +69,15 @@ nb::object channel(nb::handle self, std::uint64_t max_items, std::uint64_t max_b
 
 nb::dict stats(const PySegment& self) {
   Census c;
-  {
+  const auto core = self.core.get();
+  run_whole(*core, [&] {
     const WithoutGil released;
-    c = take_census(*self.core, false);
-  }
-  Header& h = self.core->header();
+    c = take_census(*core, false);
+  });
+  Header& h = core->header();
   using A = Atomics;
   nb::dict out;
-  out["max_size"] = self.core->constants().max_size;
+  out["max_size"] = core->constants().max_size;
   out["committed_bytes"] = c.committed_bytes;
   out["free_bytes"] = c.free_bytes;
   out["slabs"] = c.slabs;
@@ -90,29 +93,34 @@ nb::dict stats(const PySegment& self) {
   out["processes"] = c.processes;
   out["channels"] = c.channels;
   out["messages"] = c.messages;
-  out["views"] = self.core->view_count();
+  out["views"] = core->view_count();
   out["reaps"] = A::load_relaxed(h.reaps);  // relaxed: statistics
   out["takeovers"] = A::load_relaxed(h.takeovers);
   out["growths"] = A::load_relaxed(h.growths);
   out["poisoned"] = A::load_relaxed(h.poisoned);
+  require_whole(*core);
   return out;
 }
 
 bool cancel_task(const PySegment& self, std::uint64_t offset, std::uint64_t task_id) {
-  BlockPlace place{};
-  if (!self.core->place(offset, place)) return false;
-  std::uint64_t expected = task_id << 2 | static_cast<std::uint64_t>(TaskState::kPending);
-  return Atomics::compare_exchange(
-      self.core->block(offset).state, expected,
-      task_id << 2 | static_cast<std::uint64_t>(TaskState::kCancelled));
+  const auto core = self.core.get();
+  return run_whole(*core, [&] {
+    BlockPlace place{};
+    if (!core->place(offset, place)) return false;
+    std::uint64_t expected = task_id << 2 | static_cast<std::uint64_t>(TaskState::kPending);
+    return Atomics::compare_exchange(
+        core->block(offset).state, expected,
+        task_id << 2 | static_cast<std::uint64_t>(TaskState::kCancelled));
+  });
 }
 
 nb::list processes(const PySegment& self) {
   std::vector<Seat> seats;
-  {
+  const auto core = self.core.get();
+  run_whole(*core, [&] {
     const WithoutGil released;
-    seats = list_seats(*self.core);
-  }
+    seats = list_seats(*core);
+  });
   nb::list out;
   for (const Seat& seat : seats) {
     nb::dict row;
@@ -151,17 +159,27 @@ void bind_segment(nb::module_& m) {
           "Bytes the segment may grow to.")
       .def_prop_ro(
           "committed",
-          [](const PySegment& s) { return std::uint64_t{s.core->committed_pages()} << kPageShift; },
+          [](const PySegment& s) {
+            const auto core = s.core.get();
+            return run_whole(*core,
+                             [&] { return std::uint64_t{core->committed_pages()} << kPageShift; });
+          },
           "Bytes backed by memory now.")
       .def_prop_ro(
           "token", [](const PySegment& s) { return s.core->token(); },
           "Names this process among the users of the segment.")
+      .def("close_native", &PySegment::close, "As `ipcbuf.Segment.close`.")
+      .def_prop_ro(
+          "closed", [](const PySegment& s) { return s.core.is_closed(); },
+          "True once this object was closed here.")
       .def_prop_ro("_serial", [](const PySegment& s) { return s.core->serial(); })
       .def(
           "allocate",
           [](nb::handle self, std::uint64_t nbytes) {
             const auto& core = nb::cast<PySegment&>(self).core;
-            return new PyRecord(nb::borrow(self), allocate(*core, nbytes), nbytes);
+            return run_whole(*core, [&] {
+              return new PyRecord(nb::borrow(self), allocate(*core, nbytes), nbytes);
+            });
           },
           nb::rv_policy::take_ownership, nb::sig("def allocate(self, nbytes: int, /) -> Record"),
           "Return a record of *nbytes* bytes, uninitialised.\n\n"
@@ -200,8 +218,11 @@ void bind_segment(nb::module_& m) {
       .def(
           "reap",
           [](const PySegment& self) {
-            const WithoutGil released;
-            return reap_all(*self.core);
+            const auto core = self.core.get();
+            return run_whole(*core, [&] {
+              const WithoutGil released;
+              return reap_all(*core);
+            });
           },
           "Bury the processes that died; return how many there were.")
       .def("processes", processes, nb::sig("def processes(self) -> list[dict[str, Any]]"),
@@ -214,10 +235,11 @@ void bind_segment(nb::module_& m) {
           "fsck",
           [](const PySegment& self) {
             Census c;
-            {
+            const auto core = self.core.get();
+            run_whole(*core, [&] {
               const WithoutGil released;
-              c = take_census(*self.core, true);
-            }
+              c = take_census(*core, true);
+            });
             nb::list out;
             for (const auto& p : c.problems) out.append(nb::str(p.c_str()));
             return out;

@@ -88,6 +88,19 @@ std::uint64_t send_task(PySender& self, nb::handle object, std::uint64_t task_id
   return offset;
 }
 
+void send_any(PySender& self, nb::handle object, nb::handle timeout) {
+  require_seat(*self.core);
+  send_object(self, object.ptr(), until_of(timeout));
+}
+
+std::uint32_t pending(PySender& self) { return self.end.pending(); }
+
+Token transit(PySender& self) {
+  require_seat(*self.core);
+  check(hold_in_transit(*self.core, self.end.id(), End::kSender));
+  return self.core->token();
+}
+
 }  // namespace
 
 void bind_sender(nb::module_& m) {
@@ -97,7 +110,7 @@ void bind_sender(nb::module_& m) {
                        "first process that uses it, one thread at a time. It ends with `close()`, "
                        "with its last reference, or with the process.")
       .def(
-          "send", send_data, nb::arg(), nb::arg("timeout") = nb::none(),
+          "send", whole<send_data>, nb::arg(), nb::arg("timeout") = nb::none(),
           nb::sig("def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None"),
           "Send bytes, or move a record, waiting up to *timeout* seconds for room.\n\n"
           "A record is sent without a copy and is released here.\n\n"
@@ -107,30 +120,16 @@ void bind_sender(nb::module_& m) {
           "    ClosedError: This end was closed here.\n"
           "    BusyError: The end is exclusive and has another user.\n"
           "    HeapExhausted: The segment has no room, with the numbers.")
-      .def(
-          "send_object",
-          [](PySender& self, nb::handle object, nb::handle timeout) {
-            require_seat(*self.core);
-            send_object(self, object.ptr(), until_of(timeout));
-          },
-          nb::arg().none(), nb::arg("timeout") = nb::none(),
-          nb::sig("def send_object(self, obj: object, /, timeout: float | None = None) -> None"),
-          "Send an object, as `send`. What its pickling raises is raised here.")
-      .def("send_task", send_task, nb::arg().none(), nb::arg(),
+      .def("send_object", whole<send_any>, nb::arg().none(), nb::arg("timeout") = nb::none(),
+           nb::sig("def send_object(self, obj: object, /, timeout: float | None = None) -> None"),
+           "Send an object, as `send`. What its pickling raises is raised here.")
+      .def("send_task", whole<send_task>, nb::arg().none(), nb::arg(),
            nb::sig("def send_task(self, obj: object, task_id: int, /) -> int"),
            "Send an object as a task that can be cancelled until it is received.\n\n"
            "Returns:\n    What `Segment.cancel_task` needs beside the task's id.")
-      .def(
-          "pending", [](PySender& self) { return self.end.pending(); },
-          "Return how many messages are in the channel.")
-      .def(
-          "transit",
-          [](PySender& self) {
-            require_seat(*self.core);
-            check(hold_in_transit(*self.core, self.end.id(), End::kSender));
-            return self.core->token();
-          },
-          "Keep the channel alive for a handle on its way; `open_sender` takes what this returns.")
+      .def("pending", whole<pending>, "Return how many messages are in the channel.")
+      .def("transit", whole<transit>,
+           "Keep the channel alive for a handle on its way; `open_sender` takes what this returns.")
       .def(
           "close", [](PySender& self) { self.end.close(); },
           "Give the end up. The last one closes it for the receiver. Twice is allowed.")

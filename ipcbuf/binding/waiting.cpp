@@ -54,6 +54,7 @@ void send(PySender& sender, Outgoing& message, std::int64_t until, Flavour flavo
     status = wait_for(sender.end,
                       [&](Wait& wait) { return sender.end.send_slice(message, until, why, wait); });
   }
+  require_whole(*sender.core);
   if (status == Status::kOk) return;
   why.status = status;
   raise_status(status, why, flavour);
@@ -65,6 +66,7 @@ void receive(PyReceiver& receiver, Incoming& message, std::int64_t until, Flavou
     status = wait_for(receiver.end,
                       [&](Wait& wait) { return receiver.end.receive_slice(message, until, wait); });
   }
+  require_whole(*receiver.core);
   if (status != Status::kOk) raise_status(status, {}, flavour);
 }
 

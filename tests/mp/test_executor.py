@@ -922,7 +922,7 @@ class TestIpcbuf(ExecutorContract):
     def test_a_full_heap_fails_calls_and_nothing_else(
         self, make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        segment = ipcbuf.Segment(16 * MEBIBYTE)
+        segment = ipcbuf.Segment(max_size=16 * MEBIBYTE)
         monkeypatch.setattr(ipcbuf, "default_segment", lambda: segment)
         executor = make()
 

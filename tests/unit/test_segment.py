@@ -174,7 +174,9 @@ def test_a_damaged_header_is_refused_by_name(segment: ipcbuf.Segment) -> None:
             os.close(fd)
 
     assert refusal(header, 8192) is ipcbuf.SegmentTruncated
-    assert refusal(header[:20], 20) is ipcbuf.NotASegment
+    assert refusal(header[:20], 20) is ipcbuf.SegmentTruncated
+    assert refusal(header[:7], 7) is ipcbuf.NotASegment
+    assert refusal(header[7::-1] + header[8:], size) is ipcbuf.AbiMismatch
     version = struct.pack("<I", 99)
     assert refusal(header[:8] + version + header[12:], size) is ipcbuf.VersionMismatch
     # Every other bit of the constants is guarded by the checksum.

@@ -256,7 +256,7 @@ void SenderEnd::ring_bell_entered() noexcept {
 
 Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
                                std::uint32_t& wanted) noexcept {
-  if (s_.is_poisoned()) return Status::kCorrupted;
+  if (s_.is_poisoned()) return s_.fault();
   if (const Status gone = peer_gone(false); gone != Status::kOk) return Status::kBroken;
   const std::uint64_t weight = m.weight();
   if (!has_room(weight)) return Status::kFull;
@@ -382,7 +382,7 @@ void ReceiverEnd::drain_if_empty(std::uint32_t flags) noexcept {
 }
 
 Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
-  if (s_.is_poisoned()) return Status::kCorrupted;
+  if (s_.is_poisoned()) return s_.fault();
   for (;;) {
     const std::uint64_t head = A::load_acquire(row_.receiver.ring);
     if (head != ring_offset_ || ring_.header->capacity != ring_.capacity) {

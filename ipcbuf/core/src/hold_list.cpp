@@ -88,7 +88,7 @@ Status add_hold(Segment& s, HoldList& list, Hold hold) noexcept {
       return A::load_acquire(cell) == 0 && A::compare_exchange(cell, empty, hold.pack());
     });
     if (made) return Status::kOk;
-    if (s.is_poisoned()) return Status::kCorrupted;
+    if (s.is_poisoned()) return s.fault();
     if (!reaped) {
       reaped = true;
       if (reap_dead_holders(s, list)) continue;

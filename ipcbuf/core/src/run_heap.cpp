@@ -141,7 +141,7 @@ Status RunHeap::allocate(std::uint32_t pages, std::uint32_t& first, Failure& why
     return why.status = Status::kTooLarge;
   }
   const HeapLock lock(s_);
-  if (s_.is_poisoned()) return why.status = Status::kCorrupted;
+  if (s_.is_poisoned()) return why.status = s_.fault();
   std::uint32_t at = find_fit(pages);
   if (at == A::load_relaxed(s_.header().index_size)) {
     if (grow(pages, why) != Status::kOk) return why.status;

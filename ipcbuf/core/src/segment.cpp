@@ -12,6 +12,7 @@
 #include "ipcbuf/channel.hpp"
 #include "ipcbuf/fork.hpp"
 #include "ipcbuf/hold_list.hpp"
+#include "ipcbuf/named.hpp"
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/slots.hpp"
@@ -70,18 +71,31 @@ void lay_out(Constants& h, std::uint64_t max_size) noexcept {
   h.window = h.payload + max_size;
 }
 
-Status validate(const Constants& h, std::uint64_t file_size) noexcept {
-  if (h.magic != kMagic) return Status::kNotASegment;
-  if (h.version != kLayoutVersion) return Status::kVersion;
-  if (h.abi != kAbi) return Status::kAbiDiffers;
+Status differs(Status status, std::uint64_t found, std::uint64_t expected, Failure& why) noexcept {
+  why.found = found;
+  why.expected = expected;
+  return why.status = status;
+}
+
+Status validate(const Constants& h, Failure& why) noexcept {
+  if (h.magic == __builtin_bswap64(kMagic))
+    return differs(Status::kAbiDiffers, __builtin_bswap32(h.abi), kAbi, why);
+  if (h.magic != kMagic) return why.status = Status::kNotASegment;
+  if (h.version != kLayoutVersion) return differs(Status::kVersion, h.version, kLayoutVersion, why);
+  if (h.abi != kAbi) return differs(Status::kAbiDiffers, h.abi, kAbi, why);
+  why.reason = "checksum of the header";
+  if (const std::uint64_t sum = checksum_of(h); h.checksum != sum)
+    return differs(Status::kCorrupted, h.checksum, sum, why);
+  why.reason = "max_size";
+  if (h.max_size < kMinSize || h.max_size > kMaxSize || h.max_size % kPageSize != 0)
+    return differs(Status::kCorrupted, h.max_size, kMaxSize, why);
   Constants expected = h;
-  if (h.checksum != checksum_of(h) || h.max_size < kMinSize || h.max_size > kMaxSize ||
-      h.max_size % kPageSize != 0)
-    return Status::kCorrupted;
   lay_out(expected, h.max_size);
-  if (std::memcmp(&expected, &h, offsetof(Constants, checksum)) != 0) return Status::kCorrupted;
-  if (file_size < h.payload) return Status::kTruncated;
-  return Status::kOk;
+  why.reason = "places of the tables";
+  if (std::memcmp(&expected, &h, offsetof(Constants, checksum)) != 0)
+    return differs(Status::kCorrupted, h.payload, expected.payload, why);
+  why.reason = "";
+  return why.status = Status::kOk;
 }
 
 std::uint64_t default_max_size() noexcept {
@@ -92,6 +106,45 @@ std::uint64_t default_max_size() noexcept {
 }
 
 }  // namespace
+
+Status preview_file(int fd, Preview& out, Failure& why) noexcept {
+  platform::FileId id{};
+  if (const int error = platform::file_id(fd, id); error == -EINVAL) {
+    return why.status = Status::kNotASegment;
+  } else if (error != 0) {
+    why = {Status::kSystem, -error, "fstat"};
+    return why.status;
+  }
+  alignas(kCacheLine) std::byte bytes[sizeof(Header)]{};
+  const int got = platform::read_at(fd, bytes, sizeof bytes, 0);
+  if (got < 0) {
+    why = {Status::kSystem, -got, "pread"};
+    return why.status;
+  }
+  std::memcpy(&out.constants, bytes, sizeof out.constants);
+  std::memcpy(&out.committed_pages, bytes + offsetof(Header, committed_pages), 4);
+  std::memcpy(&out.slots_high, bytes + offsetof(Header, slots_high), 4);
+  if (got < static_cast<int>(sizeof out.constants.magic)) return why.status = Status::kNotASegment;
+  if (out.constants.magic == kMagic && got < static_cast<int>(sizeof bytes))
+    return differs(Status::kTruncated, static_cast<std::uint64_t>(got), sizeof bytes, why);
+  if (const Status status = validate(out.constants, why); status != Status::kOk) return status;
+  const Constants& c = out.constants;
+  why.reason = "committed pages";
+  if (out.committed_pages > c.max_pages)
+    return differs(Status::kCorrupted, out.committed_pages, c.max_pages, why);
+  why.reason = "slots in use";
+  if (out.slots_high > c.max_slots)
+    return differs(Status::kCorrupted, out.slots_high, c.max_slots, why);
+  why.reason = "";
+  // Looked up again behind the header: the file is made longer before the header says so.
+  if (const int error = platform::file_id(fd, id); error != 0) {
+    why = {Status::kSystem, -error, "fstat"};
+    return why.status;
+  }
+  const std::uint64_t least = c.payload + (std::uint64_t{out.committed_pages} << kPageShift);
+  if (id.size < least) return differs(Status::kTruncated, id.size, least, why);
+  return why.status = Status::kOk;
+}
 
 std::uint64_t Segment::check_of(std::uint64_t offset, std::uint32_t units,
                                 std::uint32_t salt) const noexcept {
@@ -131,18 +184,29 @@ bool Segment::place(std::uint64_t offset, BlockPlace& out) noexcept {
 
 Status Segment::poison(std::uint32_t line) noexcept {
   std::uint32_t expected = 0;
-  A::compare_exchange(header().poisoned, expected, line);
-  return Status::kCorrupted;
+  // The zeros that a shortened file reads as are impossible, too; they are nobody else's business.
+  if (!is_truncated()) A::compare_exchange(header().poisoned, expected, line);
+  return fault();
+}
+
+bool Segment::is_whole() noexcept {
+  platform::FileId id{};
+  if (!may_shrink_ || platform::file_id(fd_, id) != 0) return !is_truncated();
+  const std::uint64_t committed = committed_pages();
+  if (id.size < constants_.payload + (committed << kPageShift)) truncated_.store(1);
+  return !is_truncated();
 }
 
 int Segment::reserve(std::uint64_t offset, std::uint64_t length) noexcept {
   if (offset + length > constants_.window || offset + length < offset) return -EINVAL;
+  // Behind a cut this would make the file long again, with zeros where the truth was.
+  if (!is_whole()) return -ESTALE;
   return platform::reserve(fd_, offset, length);
 }
 
 // ---- create, attach, leave ----
 
-Status Segment::map_window(Failure& why) {
+Status Segment::map_window(bool may_shrink, Failure& why) {
   int error = 0;
   void* p = platform::map(fd_, constants_.window, error);
   if (p == nullptr) {
@@ -152,6 +216,8 @@ Status Segment::map_window(Failure& why) {
     return why.status = Status::kSystem;
   }
   base_ = static_cast<std::byte*>(p);
+  may_shrink_ = may_shrink;
+  if (may_shrink) (void)platform::guard_mapping(p, constants_.window, truncated_);
   platform::protect_gap(base_ + constants_.payload - kGuardGap, kGuardGap);
   asymmetric_ = ForkHandlers::barrier_registered();
   namespace_ = platform::pid_namespace();
@@ -172,10 +238,25 @@ Status Segment::take_seat() {
 }
 
 std::shared_ptr<Segment> Segment::create(std::uint64_t max_size, Failure& why) {
+  const int fd = platform::create_memfd();
+  if (fd < 0) {
+    why = {Status::kSystem, -fd, "memfd_create"};
+    return nullptr;
+  }
+  auto made = build(fd, max_size, true, why);
+  if (made != nullptr) ForkHandlers::add(made);
+  return made;
+}
+
+std::shared_ptr<Segment> Segment::build(int fd, std::uint64_t max_size, bool sealed, Failure& why) {
   const auto refuse = [&why](int error, const char* call) {
     why = {Status::kSystem, -error, call};
     return nullptr;
   };
+  std::shared_ptr<Segment> made(new Segment);
+  Segment& s = *made;
+  s.fd_ = fd;
+  s.own_description_ = true;
   if (max_size == 0) max_size = default_max_size();
   if (max_size > kMaxSize) {
     why = {Status::kTooLarge, 0, "max_size"};
@@ -184,14 +265,9 @@ std::shared_ptr<Segment> Segment::create(std::uint64_t max_size, Failure& why) {
     return nullptr;
   }
   max_size = std::max(round_up(max_size, kPageSize), kMinSize);
-  std::shared_ptr<Segment> made(new Segment);
-  Segment& s = *made;
-  s.fd_ = platform::create_memfd();
-  if (s.fd_ < 0) return refuse(s.fd_, "memfd_create");
-  s.own_description_ = true;
   for (;;) {
     lay_out(s.constants_, max_size);
-    const Status status = s.map_window(why);
+    const Status status = s.map_window(!sealed, why);
     if (status == Status::kOk) break;
     // A limit on address space: a smaller window is better than none.
     if (max_size / 2 < kMinSize) return nullptr;
@@ -223,7 +299,7 @@ std::shared_ptr<Segment> Segment::create(std::uint64_t max_size, Failure& why) {
       A::store_release(s.header().committed_pages, pages);
     }
   }
-  if (error == 0) error = platform::seal(s.fd_);
+  if (error == 0 && sealed) error = platform::seal(s.fd_);
   if (error != 0) return refuse(error, "fallocate");
   platform::FileId id{};
   if (platform::file_id(s.fd_, id) != 0) return refuse(-EBADF, "fstat");
@@ -231,45 +307,51 @@ std::shared_ptr<Segment> Segment::create(std::uint64_t max_size, Failure& why) {
   s.inode_ = id.inode;
   why.status = s.take_seat();
   if (why.status != Status::kOk) return nullptr;
-  ForkHandlers::add(made);
   return made;
 }
 
 std::shared_ptr<Segment> Segment::attach(int fd, Failure& why) {
+  Preview seen{};
+  if (preview_file(fd, seen, why) != Status::kOk) return nullptr;
   platform::FileId id{};
   if (const int error = platform::file_id(fd, id); error != 0) {
-    why = {error == -EINVAL ? Status::kNotASegment : Status::kSystem, -error, "fstat"};
+    why = {Status::kSystem, -error, "fstat"};
     return nullptr;
   }
-  Constants h{};
-  const int got = platform::read_at(fd, &h, sizeof h, 0);
-  if (got < 0 || got < static_cast<int>(sizeof h)) {
-    why = {got < 0 ? Status::kSystem : Status::kNotASegment, got < 0 ? -got : 0, "pread"};
-    return nullptr;
-  }
-  why.status = validate(h, id.size);
-  if (why.status != Status::kOk) return nullptr;
   const auto lock = ForkHandlers::attach_lock();
   if (auto known = ForkHandlers::find(
           [&](const Segment& s) { return s.device_ == id.device && s.inode_ == id.inode; }))
     return known;
-  std::shared_ptr<Segment> made(new Segment);
-  Segment& s = *made;
-  s.constants_ = h;
-  s.device_ = id.device;
-  s.inode_ = id.inode;
   // An own description, so that our life byte is ours alone. Without /proc: a plain duplicate.
-  s.fd_ = platform::reopen(fd);
-  s.own_description_ = s.fd_ >= 0;
-  if (s.fd_ < 0) s.fd_ = platform::duplicate(fd);
-  if (s.fd_ < 0) {
-    why = {Status::kSystem, -s.fd_, "dup"};
+  int own = platform::reopen(fd);
+  const bool own_description = own >= 0;
+  if (own < 0) own = platform::duplicate(fd);
+  if (own < 0) {
+    why = {Status::kSystem, -own, "dup"};
     return nullptr;
   }
-  if (s.map_window(why) != Status::kOk) return nullptr;
+  auto made = adopt(own, own_description, seen, why);
+  if (made != nullptr) ForkHandlers::add(made);
+  return made;
+}
+
+std::shared_ptr<Segment> Segment::adopt(int fd, bool own_description, const Preview& seen,
+                                        Failure& why) {
+  std::shared_ptr<Segment> made(new Segment);
+  Segment& s = *made;
+  s.fd_ = fd;
+  s.own_description_ = own_description;
+  s.constants_ = seen.constants;
+  platform::FileId id{};
+  if (const int error = platform::file_id(fd, id); error != 0) {
+    why = {Status::kSystem, -error, "fstat"};
+    return nullptr;
+  }
+  s.device_ = id.device;
+  s.inode_ = id.inode;
+  if (s.map_window(!platform::cannot_shrink(fd), why) != Status::kOk) return nullptr;
   why.status = s.take_seat();
   if (why.status != Status::kOk) return nullptr;
-  ForkHandlers::add(made);
   return made;
 }
 
@@ -281,7 +363,12 @@ std::shared_ptr<Segment> Segment::find(const std::uint8_t (&uuid)[16]) {
 Segment::~Segment() {
   ForkHandlers::remove(*this);
   if (base_ != nullptr) {
-    if (token_ != 0 && *alive_page_ != 0) leave(*this, token_);
+    const bool is_ours = *alive_page_ != 0;  // not what a raw clone has copied
+    if (token_ != 0 && is_ours && !is_truncated()) leave(*this, token_);
+    // By hand: a fork that happens now inherits the description, and with it every lock.
+    if (token_ != 0 && is_ours) platform::unlock_life_byte(fd_, slot_of(token_));
+    if (is_ours) retire_named(*this);
+    if (may_shrink_) platform::unguard_mapping(base_);
     platform::unmap(base_, constants_.window);
   }
   platform::close_fd(fd_);
@@ -300,33 +387,9 @@ bool Segment::is_dead(Token token) noexcept {
   const std::uint32_t word = A::load_acquire(row.state);  // L1 acquire, from publish_seat
   const SlotState state = slot_state(word);
   if (slot_token(slot_of(token), word) != token || state == SlotState::kFree) return true;
-  // A life byte held by another description proves life in every namespace. Our own description
-  // may hold bytes too (a child's, between fork handlers): those slots are alive anyway.
-  const int byte = platform::test_life_byte(fd_, slot_of(token));
-  if (state != SlotState::kAlive) return row.has_life_byte != 0 && byte == 0;
-  const bool byte_says_dead = row.has_life_byte != 0 && byte == 0;
-  if (row.pid_namespace == 0 || row.pid_namespace != namespace_) return byte_says_dead;
-
-  const int pidfd = platform::pidfd_open(row.pid);
-  if (pidfd == -ESRCH) return A::load_acquire(row.state) == word;
-  if (pidfd < 0) {  // no pidfd here: start time and life byte must both say dead
-    const std::uint64_t started = platform::start_time(row.pid);
-    return byte_says_dead && started != row.start_time;
-  }
-  platform::FdEvents events;
-  bool dead = platform::poll_fd(pidfd, 0, events) > 0;
-  if (!dead) {
-    const std::uint64_t inode = platform::pidfs_inode(pidfd);
-    if (inode != 0 && row.pidfs_inode != 0) {
-      dead = inode != row.pidfs_inode;
-    } else {
-      const std::uint64_t started = platform::start_time(row.pid);
-      dead = started != 0 && row.start_time != 0 && started != row.start_time;
-    }
-  }
-  platform::close_fd(pidfd);
-  // Alive, but it let go of its byte: it called execve, or somebody closed its descriptor.
-  if (!dead && byte_says_dead) dead = !platform::maps_inode(row.pid, inode_);
+  const SlotIdentity who{state,          row.pid,        row.has_life_byte, row.pid_namespace,
+                         row.start_time, row.pidfs_inode};
+  const bool dead = is_proven_dead(who, slot_of(token), {fd_, namespace_, inode_});
   // The row may have changed hands while we looked; then the verdict is about nobody.
   return dead && A::load_acquire(row.state) == word;
 }

@@ -3,6 +3,7 @@
 #include "ipcbuf/slots.hpp"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
@@ -52,6 +53,36 @@ Status claim_slot(Segment& s, int fd, bool life_bytes, Token& out) {
   for (std::uint32_t i = s.constants().max_slots - kSpareSlots; i < s.constants().max_slots; ++i)
     if (try_claim(s, i, fd, life_bytes, out)) return Status::kOk;
   return Status::kTooMany;
+}
+
+bool is_proven_dead(const SlotIdentity& row, std::uint32_t index, const Vantage& from) noexcept {
+  if (row.state == SlotState::kFree) return true;
+  // A life byte held by another description proves life in every namespace. Our own description
+  // may hold bytes too (a child's, between fork handlers): those slots are alive anyway.
+  const int byte = platform::test_life_byte(from.fd, index);
+  const bool byte_says_dead = row.has_life_byte != 0 && byte == 0;
+  if (row.state != SlotState::kAlive) return byte_says_dead;
+  if (row.pid_namespace == 0 || row.pid_namespace != from.pid_namespace) return byte_says_dead;
+
+  const int pidfd = platform::pidfd_open(row.pid);
+  if (pidfd == -ESRCH) return true;
+  if (pidfd < 0)  // no pidfd here: start time and life byte must both say dead
+    return byte_says_dead && platform::start_time(row.pid) != row.start_time;
+  platform::FdEvents events;
+  bool dead = platform::poll_fd(pidfd, 0, events) > 0;
+  if (!dead) {
+    const std::uint64_t inode = platform::pidfs_inode(pidfd);
+    if (inode != 0 && row.pidfs_inode != 0) {
+      dead = inode != row.pidfs_inode;
+    } else {
+      const std::uint64_t started = platform::start_time(row.pid);
+      dead = started != 0 && row.start_time != 0 && started != row.start_time;
+    }
+  }
+  platform::close_fd(pidfd);
+  // Alive, but it let go of its byte: it called execve, or somebody closed its descriptor.
+  if (!dead && byte_says_dead) dead = !platform::maps_inode(row.pid, from.inode);
+  return dead;
 }
 
 void publish_seat(Segment& s, Token token, bool life_bytes) {

@@ -5,6 +5,7 @@
 // Calls that can fail return a negative errno; none throws.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -80,6 +81,57 @@ struct MemoryLimits {
 void unlock_life_byte(int fd, std::uint32_t index) noexcept;
 /// 1 held by another description, 0 free, negative errno.
 [[nodiscard]] int test_life_byte(int fd, std::uint32_t index) noexcept;
+/// The same for the life bytes of all processes together.
+[[nodiscard]] int test_life_bytes(int fd) noexcept;
+/// One more byte: shared by who is on his way in, alone by who takes the file's name away.
+/// 0 ours now, -EAGAIN somebody else's, negative errno.
+enum class Gate { kShared, kAlone };
+[[nodiscard]] int try_gate(int fd, Gate gate) noexcept;
+void leave_gate(int fd) noexcept;
+
+// ---- files with a name ----
+enum class FileKind : std::uint32_t { kFile, kDirectory, kLink, kOther };
+struct FileStatus {
+  std::uint64_t device = 0, inode = 0, size = 0;
+  std::uint64_t memory = 0;  // bytes that are really taken
+  std::uint32_t owner = 0, mode = 0, links = 0;
+  FileKind kind = FileKind::kOther;
+};
+struct FileSystem {
+  bool is_memory = false;
+  std::uint64_t size = 0, free = 0;  // bytes
+};
+[[nodiscard]] std::uint32_t effective_user() noexcept;
+/// "" if it is not set, or not to be trusted.
+[[nodiscard]] const char* environment(const char* name) noexcept;
+[[nodiscard]] int file_status(int fd, FileStatus& out) noexcept;
+/// Of the name itself, never of what a link leads to. `directory` -1: the name is a path.
+[[nodiscard]] int status_at(int directory, const char* name, FileStatus& out) noexcept;
+[[nodiscard]] int file_system(int fd, FileSystem& out) noexcept;
+/// Open to nobody but us.
+[[nodiscard]] int make_directory(const char* path) noexcept;
+[[nodiscard]] int open_directory(const char* path) noexcept;
+[[nodiscard]] int make_private(int fd, bool directory) noexcept;
+[[nodiscard]] int open_at(int directory, const char* name) noexcept;
+/// A file without a name yet; a negative errno where the file system cannot do that.
+[[nodiscard]] int create_nameless(int directory) noexcept;
+[[nodiscard]] int give_name(int fd, int directory, const char* name) noexcept;
+/// A new file, never an existing one.
+[[nodiscard]] int create_at(int directory, const char* name) noexcept;
+[[nodiscard]] int link_at(int directory, const char* from, const char* to) noexcept;
+[[nodiscard]] int unlink_at(int directory, const char* name) noexcept;
+/// Calls `visit` for each name until it says false.
+int list_directory(int directory, bool (*visit)(void* context, const char* name),
+                   void* context) noexcept;
+void pause_ms(int milliseconds) noexcept;
+
+// ---- files that may be cut short ----
+/// The file is sealed, so that nobody can.
+[[nodiscard]] bool cannot_shrink(int fd) noexcept;
+/// From now on a touch behind the file's end reads zeros and sets `flag`, instead of a SIGBUS.
+/// False: not here, or turned off by IPCBUF_SIGBUS=0.
+bool guard_mapping(void* address, std::uint64_t length, std::atomic<std::uint32_t>& flag) noexcept;
+void unguard_mapping(void* address) noexcept;
 
 // ---- descriptors that ring ----
 struct FdEvents {

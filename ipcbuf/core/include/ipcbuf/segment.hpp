@@ -13,12 +13,18 @@
 //   create or attach -> a slot is claimed -> ... -> destructor (the slot is buried by
 //   ourselves, as if we had died) or death (a survivor buries it). Interpreter exit does
 //   neither: only death frees the slot.
+//
+//   A segment with a name (named.hpp) lies in a file that cannot be sealed. If somebody cuts it
+//   short, what was there reads as zeros from then on and `is_truncated` says so.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "ipcbuf/layout.hpp"
@@ -36,6 +42,15 @@ struct BlockPlace {
 
   [[nodiscard]] std::uint64_t size() const noexcept { return std::uint64_t{units} * kCacheLine; }
 };
+
+/// What decides before a file is mapped, read from the file.
+struct Preview {
+  Constants constants;
+  std::uint32_t committed_pages;
+  std::uint32_t slots_high;
+};
+/// Reads and checks the beginning of a file. Nothing of it is mapped.
+[[nodiscard]] Status preview_file(int fd, Preview& out, Failure& why) noexcept;
 
 /// A view that is alive in this process; linked so that a fork can share its block.
 struct LiveView {
@@ -56,6 +71,13 @@ class Segment {
   static std::shared_ptr<Segment> attach(int fd, Failure& why);
   static std::shared_ptr<Segment> find(const std::uint8_t (&uuid)[16]);
 
+  // ---- for named.cpp: under the attach lock, and not yet known to the fork handlers ----
+  /// A new segment in an empty file. Takes `fd` over, which is an own description.
+  static std::shared_ptr<Segment> build(int fd, std::uint64_t max_size, bool sealed, Failure& why);
+  /// Maps a file that `preview_file` has accepted. Takes `fd` over.
+  static std::shared_ptr<Segment> adopt(int fd, bool own_description, const Preview& seen,
+                                        Failure& why);
+
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
   ~Segment();
@@ -63,6 +85,23 @@ class Segment {
   // ---- identity ----
   [[nodiscard]] const Constants& constants() const noexcept { return constants_; }
   [[nodiscard]] int fd() const noexcept { return fd_; }
+  [[nodiscard]] std::uint64_t device() const noexcept { return device_; }
+  [[nodiscard]] std::uint64_t inode() const noexcept { return inode_; }
+  [[nodiscard]] std::uint64_t pid_namespace() const noexcept { return namespace_; }
+  /// Directory and name of a segment with a name, as it was opened here.
+  [[nodiscard]] bool has_name() const noexcept { return has_name_.load(std::memory_order_acquire); }
+  [[nodiscard]] const std::string& directory() const noexcept { return directory_; }
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  /// Under the attach lock. Only the first name counts; then it does not change.
+  void set_name(std::string directory, std::string name) {
+    if (has_name()) return;
+    directory_ = std::move(directory);
+    name_ = std::move(name);
+    has_name_.store(true, std::memory_order_release);
+  }
+  /// Under the attach lock: who has opened the segment by its name here, and not closed it.
+  void add_handle() noexcept { ++handles_; }
+  [[nodiscard]] bool remove_handle() noexcept { return handles_ > 0 && --handles_ == 0; }
   [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
   /// Our token. After a fork that ran no handlers this takes a seat of our own first.
   [[nodiscard]] Token token() noexcept {
@@ -118,12 +157,23 @@ class Segment {
   [[nodiscard]] bool is_dead(Token token) noexcept;
   /// For tests and for copies of a segment: treat this token as dead.
   void assume_dead(Token token) { assumed_dead_.push_back(token); }
-  /// Marks the segment as impossible; one way.
+  /// Marks the segment as impossible; one way. Answers what the caller should answer.
   Status poison(std::uint32_t line) noexcept;
   [[nodiscard]] bool is_poisoned() noexcept {
-    // relaxed: a flag that never goes back and guards nothing
-    return Atomics::load_relaxed(header().poisoned) != 0;
+    // relaxed: flags that never go back and guard nothing
+    return is_truncated() || Atomics::load_relaxed(header().poisoned) != 0;
   }
+  /// Why a poisoned segment is not used any more.
+  [[nodiscard]] Status fault() const noexcept {
+    return is_truncated() ? Status::kTruncated : Status::kCorrupted;
+  }
+  /// The file was cut short under us, and this process has noticed: what it reads may be zeros.
+  [[nodiscard]] bool is_truncated() const noexcept {
+    // relaxed: set by the handler of a fault of this very thread, or by another one's at any time
+    return truncated_.load(std::memory_order_relaxed) != 0;
+  }
+  /// Looks whether the file still has what was reserved; a system call.
+  [[nodiscard]] bool is_whole() noexcept;
   /// Publishers may use a plain load of a waiter's mark: sleepers run a barrier for them.
   [[nodiscard]] bool asymmetric() const noexcept { return asymmetric_; }
 
@@ -146,7 +196,7 @@ class Segment {
   [[nodiscard]] T* table(std::uint64_t offset) noexcept {
     return reinterpret_cast<T*>(base_ + offset);
   }
-  [[nodiscard]] Status map_window(Failure& why);
+  [[nodiscard]] Status map_window(bool may_shrink, Failure& why);
   [[nodiscard]] Status take_seat();
   void after_raw_fork() noexcept;
 
@@ -161,6 +211,12 @@ class Segment {
   std::uint64_t namespace_ = 0;
   Token token_ = 0;
   const std::uint32_t* alive_page_ = nullptr;
+  bool may_shrink_ = false;
+  std::atomic<std::uint32_t> truncated_{0};
+  std::string directory_;  // with name_: written once, before has_name_
+  std::string name_;
+  std::atomic<bool> has_name_{false};
+  int handles_ = 0;  // under the attach lock
 
   std::mutex mutex_;
   LiveView views_;                                              // sentinel of the ring of views

@@ -38,6 +38,26 @@ struct Seat {
 constexpr std::uint32_t slot_word(Token token, SlotState state) noexcept {
   return static_cast<std::uint32_t>(state) | generation_of(token) << kSlotBits;
 }
+/// Who a row stands for, as read from the segment or from its file.
+struct SlotIdentity {
+  SlotState state;
+  std::uint32_t pid;
+  std::uint32_t has_life_byte;
+  std::uint64_t pid_namespace;
+  std::uint64_t start_time;
+  std::uint64_t pidfs_inode;
+};
+/// Where this question is asked, and about which file.
+struct Vantage {
+  int fd;
+  std::uint64_t pid_namespace;
+  std::uint64_t inode;
+};
+/// Proof that the process of row `index` is dead, never a guess. Slow: system calls. The caller
+/// looks again whether the row has changed hands meanwhile.
+[[nodiscard]] bool is_proven_dead(const SlotIdentity& row, std::uint32_t index,
+                                  const Vantage& from) noexcept;
+
 constexpr SlotState slot_state(std::uint32_t word) noexcept {
   return static_cast<SlotState>(word & 7);
 }

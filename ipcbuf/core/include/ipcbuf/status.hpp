@@ -45,6 +45,8 @@ struct Failure {
   std::uint64_t free_bytes = 0;
   std::uint64_t largest_run = 0;
   std::uint64_t headroom = 0;
+  std::uint64_t found = 0;     // version, ABI word, size or mode as it is there,
+  std::uint64_t expected = 0;  // and as it should be
 };
 
 }  // namespace ipcbuf

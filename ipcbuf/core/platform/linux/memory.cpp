@@ -119,13 +119,14 @@ void* wipe_on_fork_page() noexcept {
 namespace {
 
 constexpr off_t kLifeBytes = static_cast<off_t>(1) << 61;  // beyond the end of any segment
+constexpr off_t kGateByte = kLifeBytes - 1;
 
-int life_lock(int fd, std::uint32_t index, short type, int command, struct flock& l) noexcept {
+int life_lock(int fd, off_t first, off_t count, short type, int command, struct flock& l) noexcept {
   l = {};
   l.l_type = type;
   l.l_whence = SEEK_SET;
-  l.l_start = kLifeBytes + static_cast<off_t>(index);
-  l.l_len = 1;
+  l.l_start = first;
+  l.l_len = count;
   return ::fcntl(fd, command, &l) == 0 ? 0 : -errno;
 }
 
@@ -133,19 +134,38 @@ int life_lock(int fd, std::uint32_t index, short type, int command, struct flock
 
 int lock_life_byte(int fd, std::uint32_t index) noexcept {
   struct flock l{};
-  return life_lock(fd, index, F_WRLCK, F_OFD_SETLK, l);
+  return life_lock(fd, kLifeBytes + index, 1, F_WRLCK, F_OFD_SETLK, l);
 }
 
 void unlock_life_byte(int fd, std::uint32_t index) noexcept {
   struct flock l{};
-  life_lock(fd, index, F_UNLCK, F_OFD_SETLK, l);
+  life_lock(fd, kLifeBytes + index, 1, F_UNLCK, F_OFD_SETLK, l);
 }
 
 int test_life_byte(int fd, std::uint32_t index) noexcept {
   struct flock l{};
-  const int r = life_lock(fd, index, F_WRLCK, F_OFD_GETLK, l);
+  const int r = life_lock(fd, kLifeBytes + index, 1, F_WRLCK, F_OFD_GETLK, l);
   if (r < 0) return r;
   return l.l_type == F_UNLCK ? 0 : 1;
+}
+
+int test_life_bytes(int fd) noexcept {
+  struct flock l{};
+  const int r = life_lock(fd, kLifeBytes, 0, F_WRLCK, F_OFD_GETLK, l);  // to the end of all files
+  if (r < 0) return r;
+  return l.l_type == F_UNLCK ? 0 : 1;
+}
+
+int try_gate(int fd, Gate gate) noexcept {
+  struct flock l{};
+  const short type = gate == Gate::kAlone ? F_WRLCK : F_RDLCK;
+  const int r = life_lock(fd, kGateByte, 1, type, F_OFD_SETLK, l);
+  return r == -EACCES ? -EAGAIN : r;
+}
+
+void leave_gate(int fd) noexcept {
+  struct flock l{};
+  life_lock(fd, kGateByte, 1, F_UNLCK, F_OFD_SETLK, l);
 }
 
 // ---- limits ----
