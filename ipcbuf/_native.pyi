@@ -31,7 +31,12 @@ class Segment:
 
     @property
     def fd(self) -> int:
-        """Descriptor of the segment's memory, this process's own."""
+        """
+        Descriptor of the segment's memory, this process's own.
+
+        Raises:
+            SegmentLost: Somebody in this process closed it.
+        """
 
     @property
     def uuid(self) -> bytes:

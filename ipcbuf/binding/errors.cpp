@@ -201,7 +201,7 @@ void raise_truncated(Segment& segment) {
 
 void require_seat(Segment& segment) {
   require_whole(segment);
-  if (!segment.is_seated()) raise_status(Status::kTooMany);
+  if (!segment.is_seated()) raise_status(segment.is_lost() ? Status::kLost : Status::kTooMany);
 }
 
 }  // namespace ipcbuf::binding

@@ -145,8 +145,13 @@ void bind_segment(nb::module_& m) {
   bind_diagnosis(cls);
   cls.def("__init__", make, nb::arg("max_size") = 0, nb::arg("fd") = -1)
       .def_prop_ro(
-          "fd", [](const PySegment& s) { return s.core->fd(); },
-          "Descriptor of the segment's memory, this process's own.")
+          "fd",
+          [](const PySegment& s) {
+            if (s.core->is_lost()) raise_status(Status::kLost);
+            return s.core->fd();
+          },
+          "Descriptor of the segment's memory, this process's own.\n\n"
+          "Raises:\n    SegmentLost: Somebody in this process closed it.")
       .def_prop_ro(
           "uuid",
           [](const PySegment& s) {
@@ -220,6 +225,7 @@ void bind_segment(nb::module_& m) {
           [](const PySegment& self) {
             const auto core = self.core.get();
             return run_whole(*core, [&] {
+              check(core->health());
               const WithoutGil released;
               return reap_all(*core);
             });

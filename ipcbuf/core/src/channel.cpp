@@ -70,7 +70,7 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
       constexpr std::uint64_t kChunk = 4096;
       const std::uint64_t at = s.constants().channels + std::uint64_t{i} * sizeof(ChannelRow);
       if (const int error = s.reserve(at / kChunk * kChunk, kChunk); error != 0) {
-        why = {Status::kExhausted, -error, "fallocate"};
+        why = {s.is_lost() ? Status::kLost : Status::kExhausted, -error, "fallocate"};
         return why.status;
       }
       while (high <= i && !A::compare_exchange(s.header().channels_high, high, i + 1)) {

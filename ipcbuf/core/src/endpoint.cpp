@@ -77,7 +77,7 @@ Status Endpoint::enter(std::int64_t until_ns) noexcept {
 
 Status Endpoint::claim(std::int64_t until_ns) noexcept {
   const Token me = s_.token();
-  if (me == 0) return Status::kTooMany;
+  if (me == 0) return s_.is_lost() ? Status::kLost : Status::kTooMany;
   if (shared_) {
     if (mine().lock.try_acquire(me)) [[likely]]
       return Status::kOk;
@@ -346,8 +346,9 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
            A::load_acquire(other().state) != static_cast<std::uint32_t>(EndState::kOpen);
   };
   if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, wait, ready);
-  if (!ready() && peer_gone(true) != Status::kOk) return Status::kBroken;
-  return Status::kSlice;
+  if (ready()) return Status::kSlice;
+  if (const Status health = s_.health(); health != Status::kOk) return health;
+  return peer_gone(true) == Status::kOk ? Status::kSlice : Status::kBroken;
 }
 
 // ---- receiver ----
@@ -549,6 +550,7 @@ Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait
   }
   wait_data(until_ns, wait);
   if (!has_data()) {
+    if (const Status health = s_.health(); health != Status::kOk) return health;
     (void)peer_gone(true);
     if (leased_) {  // a receiver beside us that died has what we wait for
       reap_dead_holders(s_, row_.receiver_holds);
@@ -568,6 +570,7 @@ Status ReceiverEnd::wait_leases(std::int64_t until_ns, Wait& wait) noexcept {
 
 Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
   if (closed_) return Status::kClosed;
+  if (s_.is_poisoned()) return Status::kCorrupted;
   if (has_data()) return Status::kOk;
   look_for_hangup();
   if (has_data() || peer_gone(true) != Status::kOk) return Status::kOk;
@@ -586,7 +589,9 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
     return found ? Status::kOk : Status::kEmpty;
   }
   wait_data(until_ns, wait);
-  return has_data() || hangup_ ? Status::kOk : Status::kSlice;
+  if (has_data() || hangup_) return Status::kOk;
+  const Status health = s_.health();
+  return health == Status::kOk ? Status::kSlice : health;
 }
 
 Status ReceiverEnd::arm() noexcept {

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include <cerrno>
 #include <utility>
 #include <vector>
 
@@ -90,7 +91,7 @@ void ForkHandlers::prepare() noexcept {
     s.mutex_.lock();
     s.child_fd_ = -1;
     s.child_token_ = 0;
-    if (s.is_poisoned()) continue;
+    if (s.is_poisoned() || s.is_lost()) continue;
     const int own = platform::reopen(s.fd_);
     const bool life_bytes = own >= 0;
     if (claim_slot(s, life_bytes ? own : s.fd_, life_bytes, s.child_token_) != Status::kOk) {
@@ -156,7 +157,7 @@ void ForkHandlers::raw_fork() noexcept {
   *r.alive = 1;
   for (const auto& known : r.segments) {
     Segment& s = *known.first;
-    const int own = platform::reopen(s.fd_);
+    const int own = s.is_lost() ? -EBADF : platform::reopen(s.fd_);
     if (own >= 0) (void)platform::move_fd(own, s.fd_);
     s.own_description_ = own >= 0;
     s.token_ = 0;

@@ -246,7 +246,7 @@ Status RunHeap::grow(std::uint32_t pages, Failure& why) noexcept {
   if (r != 0) {
     why.reason = "fallocate";
     why.sys_errno = -r;
-    return why.status = Status::kExhausted;
+    return why.status = s_.is_lost() ? Status::kLost : Status::kExhausted;
   }
   A::store_release(s_.run(old), word(RunState::kFree, step));
   set_footer(old, step);

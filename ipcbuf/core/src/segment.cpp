@@ -191,7 +191,7 @@ Status Segment::poison(std::uint32_t line) noexcept {
 
 bool Segment::is_whole() noexcept {
   platform::FileId id{};
-  if (!may_shrink_ || platform::file_id(fd_, id) != 0) return !is_truncated();
+  if (!may_shrink_ || is_lost() || platform::file_id(fd_, id) != 0) return !is_truncated();
   const std::uint64_t committed = committed_pages();
   if (id.size < constants_.payload + (committed << kPageShift)) truncated_.store(1);
   return !is_truncated();
@@ -201,6 +201,7 @@ int Segment::reserve(std::uint64_t offset, std::uint64_t length) noexcept {
   if (offset + length > constants_.window || offset + length < offset) return -EINVAL;
   // Behind a cut this would make the file long again, with zeros where the truth was.
   if (!is_whole()) return -ESTALE;
+  if (is_lost()) return -EBADF;  // the number may be another file's by now
   return platform::reserve(fd_, offset, length);
 }
 
@@ -229,6 +230,7 @@ Status Segment::map_window(bool may_shrink, Failure& why) {
 }
 
 Status Segment::take_seat() {
+  if (is_lost()) return Status::kLost;
   Status status = claim_slot(*this, fd_, own_description_, token_);
   if (status != Status::kOk) return status;
   publish_seat(*this, token_, own_description_);
@@ -366,17 +368,23 @@ Segment::~Segment() {
     const bool is_ours = *alive_page_ != 0;  // not what a raw clone has copied
     if (token_ != 0 && is_ours && !is_truncated()) leave(*this, token_);
     // By hand: a fork that happens now inherits the description, and with it every lock.
-    if (token_ != 0 && is_ours) platform::unlock_life_byte(fd_, slot_of(token_));
-    if (is_ours) retire_named(*this);
+    if (token_ != 0 && is_ours && !is_lost()) platform::unlock_life_byte(fd_, slot_of(token_));
+    if (is_ours && !is_lost()) retire_named(*this);
     if (may_shrink_) platform::unguard_mapping(base_);
     platform::unmap(base_, constants_.window);
   }
-  platform::close_fd(fd_);
+  if (!is_lost()) platform::close_fd(fd_);
 }
 
 void Segment::after_raw_fork() noexcept { ForkHandlers::raw_fork(); }
 
 // ---- life and death ----
+
+bool Segment::is_lost() const noexcept {
+  platform::FileId id{};
+  if (inode_ == 0) return false;  // being made
+  return platform::file_id(fd_, id) != 0 || id.device != device_ || id.inode != inode_;
+}
 
 bool Segment::is_dead(Token token) noexcept {
   if (token == 0) return false;
@@ -387,9 +395,10 @@ bool Segment::is_dead(Token token) noexcept {
   const std::uint32_t word = A::load_acquire(row.state);  // L1 acquire, from publish_seat
   const SlotState state = slot_state(word);
   if (slot_token(slot_of(token), word) != token || state == SlotState::kFree) return true;
+  // Without our descriptor we cannot look at bytes, and prove by process ids only.
   const SlotIdentity who{state,          row.pid,        row.has_life_byte, row.pid_namespace,
                          row.start_time, row.pidfs_inode};
-  const bool dead = is_proven_dead(who, slot_of(token), {fd_, namespace_, inode_});
+  const bool dead = is_proven_dead(who, slot_of(token), {is_lost() ? -1 : fd_, namespace_, inode_});
   // The row may have changed hands while we looked; then the verdict is about nobody.
   return dead && A::load_acquire(row.state) == word;
 }

@@ -155,6 +155,10 @@ class Segment {
   // ---- life and death ----
   /// Proof, never a time-out. Slow: system calls.
   [[nodiscard]] bool is_dead(Token token) noexcept;
+  /// True once somebody in this process closed our descriptor, or put another file in its place:
+  /// our life byte is gone with it. In our own pid namespace the others still see us alive,
+  /// because we map the segment. A system call.
+  [[nodiscard]] bool is_lost() const noexcept;
   /// For tests and for copies of a segment: treat this token as dead.
   void assume_dead(Token token) { assumed_dead_.push_back(token); }
   /// Marks the segment as impossible; one way. Answers what the caller should answer.
@@ -174,6 +178,11 @@ class Segment {
   }
   /// Looks whether the file still has what was reserved; a system call.
   [[nodiscard]] bool is_whole() noexcept;
+  /// Whether waiting here makes sense at all: `fault()`, kLost, or kOk. A system call.
+  [[nodiscard]] Status health() noexcept {
+    if (is_poisoned()) return fault();
+    return is_lost() ? Status::kLost : Status::kOk;
+  }
   /// Publishers may use a plain load of a waiter's mark: sleepers run a barrier for them.
   [[nodiscard]] bool asymmetric() const noexcept { return asymmetric_; }
 
