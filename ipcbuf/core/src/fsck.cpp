@@ -46,7 +46,7 @@ class Walk {
   }
 
   void slots() {
-    const std::uint32_t high = A::load_acquire(s_.header().slots_high);
+    const std::uint32_t high = s_.slots_high();
     for (std::uint32_t i = 0; i < high && i < s_.constants().max_slots; ++i) {
       const SlotState state = slot_state(A::load_acquire(s_.slot(i).state));
       if (state != SlotState::kFree) ++census_.processes;
@@ -55,7 +55,7 @@ class Walk {
   }
 
   void channels() {
-    const std::uint32_t high = A::load_acquire(s_.header().channels_high);
+    const std::uint32_t high = s_.channels_high();
     for (std::uint32_t i = 0; i < high && i < s_.constants().max_channels; ++i) {
       ChannelRow& row = s_.channel(i);
       const ChannelWord word = ChannelWord::unpack(A::load_acquire(row.state));
@@ -222,6 +222,10 @@ class Walk {
           break;
         }
         ++census_.ring_blocks;
+        if (index_of(holder.id) >= s_.constants().max_channels) {
+          problem("ring %llu: of no channel", b.offset);
+          break;
+        }
         const ChannelWord word =
             ChannelWord::unpack(A::load_acquire(s_.channel(index_of(holder.id)).state));
         const bool half =
@@ -232,6 +236,10 @@ class Walk {
       }
       case HolderKind::kEntry: {
         ++census_.shared_blocks;
+        if (index_of(holder.id) >= s_.constants().max_entries) {
+          problem("block %llu: shared through no entry", b.offset);
+          break;
+        }
         const EntryWord word =
             EntryWord::unpack(A::load_acquire(s_.entry(index_of(holder.id)).state));
         if (word.state != EntryState::kActive || word.value * kCacheLine != b.offset ||
@@ -263,7 +271,7 @@ class Walk {
   }
 
   void entries() {
-    const std::uint32_t high = A::load_acquire(s_.header().entries_high);
+    const std::uint32_t high = s_.entries_high();
     for (std::uint32_t i = 0; i < high && i < s_.constants().max_entries; ++i) {
       const EntryWord word = EntryWord::unpack(A::load_acquire(s_.entry(i).state));
       if (word.state != EntryState::kFree) ++census_.entries;

@@ -65,8 +65,8 @@ void reap_channel(Segment& s, std::uint32_t index, Token dead) {
 
 /// Step 3.
 void reap_entries(Segment& s, Token dead) {
-  const std::uint32_t high = A::load_acquire(s.header().entries_high);
-  const std::uint32_t channels = A::load_acquire(s.header().channels_high);
+  const std::uint32_t high = s.entries_high();
+  const std::uint32_t channels = s.channels_high();
   std::vector<std::uint64_t> chained((s.constants().max_entries + 63) / 64);
   for (std::uint32_t i = 0; i < channels; ++i) {
     ChannelRow& row = s.channel(i);
@@ -119,7 +119,7 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
   }
   if (candidates.empty()) return;
   Reached reached;
-  const std::uint32_t high = A::load_acquire(s.header().channels_high);
+  const std::uint32_t high = s.channels_high();
   for (std::uint32_t i = 0; i < high; ++i) reach(s, i, reached);
   for (const Candidate& c : candidates) {
     if (c.holder.kind == HolderKind::kChannel && c.lease != 0) {
@@ -219,7 +219,7 @@ void reap(Segment& s, Token dead) {
   if (!held) return;
   if (still_there()) {
     if (s.header().heap_lock.owner() == dead) RunHeap(s).recover_lock();
-    const std::uint32_t channels = A::load_acquire(s.header().channels_high);
+    const std::uint32_t channels = s.channels_high();
     for (std::uint32_t i = 0; i < channels; ++i) reap_channel(s, i, dead);
     reap_entries(s, dead);
     const std::vector<std::uint32_t> slabs = runs_in(s, RunState::kSlab);
@@ -243,7 +243,7 @@ void reap(Segment& s, Token dead) {
 }
 
 int reap_some(Segment& s, int slots) {
-  const std::uint32_t high = A::load_acquire(s.header().slots_high);
+  const std::uint32_t high = s.slots_high();
   if (high == 0 || s.is_poisoned()) return 0;
   int buried = 0;
   for (int k = 0; k < slots && static_cast<std::uint32_t>(k) < high; ++k) {
@@ -258,7 +258,7 @@ int reap_some(Segment& s, int slots) {
 }
 
 int reap_all(Segment& s) {
-  const std::uint32_t high = A::load_acquire(s.header().slots_high);
+  const std::uint32_t high = s.slots_high();
   int buried = 0;
   for (std::uint32_t i = 0; i < high && !s.is_poisoned(); ++i) {
     const std::uint32_t word = A::load_acquire(s.slot(i).state);

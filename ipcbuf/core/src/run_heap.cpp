@@ -48,70 +48,90 @@ std::uint32_t RunHeap::length(std::uint32_t page) noexcept {
   return Run::unpack(A::load_relaxed(s_.run(page))).length;
 }
 
+// The index lies in shared memory: what cannot be poisons, and reads as something harmless.
+std::uint32_t RunHeap::index_size() noexcept {
+  const std::uint32_t n = A::load_relaxed(s_.header().index_size);  // relaxed: under heap_lock
+  if (n <= s_.committed_pages()) return n;
+  (void)s_.poison(__LINE__);
+  return 0;
+}
+
+std::uint32_t RunHeap::index_at(std::uint32_t at) noexcept {
+  const std::uint32_t page = s_.run_index()[at];
+  if (page < s_.committed_pages()) return page;
+  (void)s_.poison(__LINE__);
+  return 0;
+}
+
 void RunHeap::index_place(std::uint32_t at, std::uint32_t page) noexcept {
   s_.run_index()[at] = page;
   s_.page(page).index_pos = at;
 }
 
 void RunHeap::sift_up(std::uint32_t at) noexcept {
-  auto* index = s_.run_index();
-  const std::uint32_t page = index[at];
-  while (at > 0 && length(index[(at - 1) / 2]) < length(page)) {
-    index_place(at, index[(at - 1) / 2]);
+  const std::uint32_t page = index_at(at);
+  while (at > 0 && length(index_at((at - 1) / 2)) < length(page)) {
+    index_place(at, index_at((at - 1) / 2));
     at = (at - 1) / 2;
   }
   index_place(at, page);
 }
 
 void RunHeap::sift_down(std::uint32_t at) noexcept {
-  auto* index = s_.run_index();
-  const std::uint32_t size = A::load_relaxed(s_.header().index_size);  // relaxed: under heap_lock
-  const std::uint32_t page = index[at];
+  const std::uint32_t size = index_size();
+  const std::uint32_t page = index_at(at);
   for (;;) {
     std::uint32_t child = 2 * at + 1;
     if (child >= size) break;
-    if (child + 1 < size && length(index[child + 1]) > length(index[child])) ++child;
-    if (length(index[child]) <= length(page)) break;
-    index_place(at, index[child]);
+    if (child + 1 < size && length(index_at(child + 1)) > length(index_at(child))) ++child;
+    if (length(index_at(child)) <= length(page)) break;
+    index_place(at, index_at(child));
     at = child;
   }
   index_place(at, page);
 }
 
 void RunHeap::index_push(std::uint32_t page) noexcept {
-  auto& size = s_.header().index_size;
-  const std::uint32_t at = A::load_relaxed(size);  // relaxed: under heap_lock
+  const std::uint32_t at = index_size();
+  if (at >= s_.constants().max_pages) {
+    (void)s_.poison(__LINE__);
+    return;
+  }
   index_place(at, page);
-  A::store_relaxed(size, at + 1);
+  A::store_relaxed(s_.header().index_size, at + 1);  // relaxed: under heap_lock
   sift_up(at);
 }
 
 void RunHeap::index_remove(std::uint32_t page) noexcept {
-  auto& size = s_.header().index_size;
-  const std::uint32_t last = A::load_relaxed(size) - 1;  // relaxed: under heap_lock
+  const std::uint32_t size = index_size();
   const std::uint32_t at = s_.page(page).index_pos;
-  A::store_relaxed(size, last);
+  if (at >= size || index_at(at) != page) {
+    (void)s_.poison(__LINE__);
+    return;
+  }
+  const std::uint32_t last = size - 1;
+  A::store_relaxed(s_.header().index_size, last);  // relaxed: under heap_lock
   if (at == last) return;
-  index_place(at, s_.run_index()[last]);
+  const std::uint32_t moved = index_at(last);
+  index_place(at, moved);
   sift_up(at);
-  sift_down(s_.page(s_.run_index()[at]).index_pos);
+  if (const std::uint32_t now = s_.page(moved).index_pos; now < last) sift_down(now);
 }
 
 /// From the longest run down the heap, always to the shorter child that still fits: a close
 /// fit in O(log n) without a second index. Returns the index size if nothing fits.
 std::uint32_t RunHeap::find_fit(std::uint32_t pages) noexcept {
-  const auto* index = s_.run_index();
-  const std::uint32_t size = A::load_relaxed(s_.header().index_size);  // relaxed: under heap_lock
-  if (size == 0 || length(index[0]) < pages) return size;
+  const std::uint32_t size = index_size();
+  if (size == 0 || length(index_at(0)) < pages) return size;
   std::uint32_t at = 0;
   for (;;) {
     const std::uint32_t left = 2 * at + 1;
     const std::uint32_t right = left + 1;
-    const bool left_fits = left < size && length(index[left]) >= pages;
-    const bool right_fits = right < size && length(index[right]) >= pages;
+    const bool left_fits = left < size && length(index_at(left)) >= pages;
+    const bool right_fits = right < size && length(index_at(right)) >= pages;
     if (!left_fits && !right_fits) return at;
     if (left_fits && right_fits) {
-      at = length(index[left]) <= length(index[right]) ? left : right;
+      at = length(index_at(left)) <= length(index_at(right)) ? left : right;
     } else {
       at = left_fits ? left : right;
     }
@@ -143,12 +163,16 @@ Status RunHeap::allocate(std::uint32_t pages, std::uint32_t& first, Failure& why
   const HeapLock lock(s_);
   if (s_.is_poisoned()) return why.status = s_.fault();
   std::uint32_t at = find_fit(pages);
-  if (at == A::load_relaxed(s_.header().index_size)) {
+  if (at == index_size()) {
     if (grow(pages, why) != Status::kOk) return why.status;
     at = find_fit(pages);
   }
-  first = s_.run_index()[at];
-  const std::uint32_t whole = length(first);
+  first = index_at(at);
+  const Run found = Run::unpack(A::load_relaxed(s_.run(first)));
+  const std::uint32_t whole = found.length;
+  if (s_.is_poisoned() || found.state != RunState::kFree || whole < pages ||
+      whole > s_.committed_pages() - first)
+    return why.status = s_.poison(__LINE__);
   if (whole == pages) {
     A::store_release(s_.run(first), word(RunState::kReserved, pages, s_.token()));  // R2
     index_remove(first);
@@ -180,6 +204,7 @@ Status RunHeap::free(std::uint32_t first) noexcept {
   if (behind < end) {
     const Run next = Run::unpack(A::load_relaxed(s_.run(behind)));
     if (next.state == RunState::kFree) {
+      if (next.length == 0 || next.length > end - behind) return s_.poison(__LINE__);
       take_behind = true;
       total += next.length;
     }
@@ -202,15 +227,15 @@ Status RunHeap::grow(std::uint32_t pages, Failure& why) noexcept {
   const std::uint32_t old = s_.committed_pages();
   std::uint32_t tail = old;
   const std::uint32_t tail_length = free_run_before(old, tail) ? length(tail) : 0;
+  if (tail_length >= pages) return why.status = s_.poison(__LINE__);
   const std::uint32_t need = pages - tail_length;  // find_fit failed: pages > tail_length
   const std::uint32_t room = c.max_pages - old;
   why.committed = static_cast<std::uint64_t>(old) << kPageShift;
   why.max_size = c.max_size;
   why.free_bytes = static_cast<std::uint64_t>(A::load_relaxed(s_.header().free_pages))
                    << kPageShift;
-  const std::uint32_t runs = A::load_relaxed(s_.header().index_size);
-  why.largest_run =
-      runs == 0 ? 0 : static_cast<std::uint64_t>(length(s_.run_index()[0])) << kPageShift;
+  const std::uint32_t runs = index_size();
+  why.largest_run = runs == 0 ? 0 : static_cast<std::uint64_t>(length(index_at(0))) << kPageShift;
   if (need > room) {
     why.reason = "max_size";
     return why.status = Status::kExhausted;
@@ -322,9 +347,7 @@ std::uint32_t RunHeap::list(RunState state, std::uint32_t* out, std::uint32_t ca
 void RunHeap::measure(std::uint64_t& free_bytes, std::uint64_t& largest) noexcept {
   const HeapLock lock(s_);
   free_bytes = static_cast<std::uint64_t>(A::load_relaxed(s_.header().free_pages)) << kPageShift;
-  largest = A::load_relaxed(s_.header().index_size) == 0
-                ? 0
-                : static_cast<std::uint64_t>(length(s_.run_index()[0])) << kPageShift;
+  largest = index_size() == 0 ? 0 : static_cast<std::uint64_t>(length(index_at(0))) << kPageShift;
 }
 
 }  // namespace ipcbuf

@@ -47,6 +47,8 @@ class RunHeap {
   friend struct HeapLock;
 
   [[nodiscard]] Status grow(std::uint32_t pages, Failure& why) noexcept;
+  [[nodiscard]] std::uint32_t index_size() noexcept;
+  [[nodiscard]] std::uint32_t index_at(std::uint32_t at) noexcept;
   void index_push(std::uint32_t page) noexcept;
   void index_remove(std::uint32_t page) noexcept;
   void sift_up(std::uint32_t at) noexcept;

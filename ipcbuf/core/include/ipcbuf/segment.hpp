@@ -137,6 +137,17 @@ class Segment {
     return n <= constants_.max_pages ? n : constants_.max_pages;
   }
 
+  // Rows below these were used once. Bounded, whatever the header says.
+  [[nodiscard]] std::uint32_t slots_high() noexcept {
+    return bounded(header().slots_high, constants_.max_slots);
+  }
+  [[nodiscard]] std::uint32_t channels_high() noexcept {
+    return bounded(header().channels_high, constants_.max_channels);
+  }
+  [[nodiscard]] std::uint32_t entries_high() noexcept {
+    return bounded(header().entries_high, constants_.max_entries);
+  }
+
   // ---- blocks ----
   [[nodiscard]] std::uint64_t page_offset(std::uint32_t page) const noexcept {
     return constants_.payload + (static_cast<std::uint64_t>(page) << kPageShift);
@@ -201,6 +212,11 @@ class Segment {
   friend class ForkHandlers;
   Segment() = default;
 
+  [[nodiscard]] static std::uint32_t bounded(const Atomic<std::uint32_t>& word,
+                                             std::uint32_t most) noexcept {
+    const std::uint32_t n = Atomics::load_acquire(word);
+    return n < most ? n : most;
+  }
   template <class T>
   [[nodiscard]] T* table(std::uint64_t offset) noexcept {
     return reinterpret_cast<T*>(base_ + offset);
