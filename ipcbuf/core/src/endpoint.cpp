@@ -261,7 +261,7 @@ Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
   const std::uint64_t weight = m.weight();
   if (!has_room(weight)) return Status::kFull;
   const std::uint64_t tail = A::load_acquire(row_.sender.ring);
-  if (tail != ring_offset_ || ring_.header->capacity != ring_.capacity) {
+  if (tail != ring_offset_ || ring_offset_ == 0 || ring_.header->capacity != ring_.capacity) {
     if (!open_ring(s_, tail, id_, ring_)) return s_.poison(__LINE__);
     ring_offset_ = tail;
   }
@@ -346,6 +346,7 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
            A::load_acquire(other().state) != static_cast<std::uint32_t>(EndState::kOpen);
   };
   if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, wait, ready);
+  if (!s_.is_whole()) return s_.fault();
   if (ready()) return Status::kSlice;
   if (const Status health = s_.health(); health != Status::kOk) return health;
   return peer_gone(true) == Status::kOk ? Status::kSlice : Status::kBroken;
@@ -386,7 +387,7 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
   if (s_.is_poisoned()) return s_.fault();
   for (;;) {
     const std::uint64_t head = A::load_acquire(row_.receiver.ring);
-    if (head != ring_offset_ || ring_.header->capacity != ring_.capacity) {
+    if (head != ring_offset_ || ring_offset_ == 0 || ring_.header->capacity != ring_.capacity) {
       if (!open_ring(s_, head, id_, ring_)) return s_.poison(__LINE__);
       ring_offset_ = head;
     }
@@ -549,6 +550,7 @@ Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait
     return Status::kSlice;  // once more, with D7's order
   }
   wait_data(until_ns, wait);
+  if (!s_.is_whole()) return s_.fault();
   if (!has_data()) {
     if (const Status health = s_.health(); health != Status::kOk) return health;
     (void)peer_gone(true);
@@ -589,6 +591,7 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
     return found ? Status::kOk : Status::kEmpty;
   }
   wait_data(until_ns, wait);
+  if (!s_.is_whole()) return s_.fault();
   if (has_data() || hangup_) return Status::kOk;
   const Status health = s_.health();
   return health == Status::kOk ? Status::kSlice : health;
