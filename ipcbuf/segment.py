@@ -205,12 +205,13 @@ def list_segments() -> list[SegmentInfo]:
 def gc() -> list[str]:
     """Remove what users that are all dead have left, and return the names that were removed.
 
-    A name that begins with ".tmp-" is a segment whose creator died before it was whole.
+    Segments that were cut short or written over are removed, too, once nobody uses them; what
+    never was a segment is left alone, and so is what another version or machine made. A name that begins with ".tmp-" is a segment whose creator died before it was whole.
 
     Raises:
         SegmentPermission: The directory belongs to somebody else, or lets others in.
     """
-    return _native.collect_segments()
+    return _native.collect_segments(True)
 
 
 def unlink(name: str, *, missing_ok: bool = False) -> None:
@@ -243,7 +244,7 @@ def _clear_stale_once() -> None:
         _has_cleared = True
         atexit.register(_retire_all)
         with contextlib.suppress(SegmentError):  # opening the segment will say it
-            _native.collect_segments()
+            _native.collect_segments(False)
 
 
 def _retire_all() -> None:
