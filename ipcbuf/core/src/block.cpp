@@ -48,19 +48,22 @@ bool is_empty(Segment& s, std::uint32_t head) noexcept {
 
 }  // namespace
 
-Status free_block(Segment& s, std::uint64_t offset, Holder from) noexcept {
+bool free_if_held(Segment& s, std::uint64_t offset, Holder from) noexcept {
   BlockPlace p{};
-  if (!s.place(offset, p)) return s.poison(__LINE__);
-  if (!change_holder(s, p, from, kNobody)) {  // K1 release, to allocate
-    Holder now{};
-    return read_holder(s, p, now) ? Status::kCorrupted : s.poison(__LINE__);
-  }
+  if (!s.place(offset, p) || !change_holder(s, p, from, kNobody)) return false;  // K1 release
   A::fetch_or(s.page(p.head).returned, 1ULL << p.index);
   // The last one out of an ownerless slab gives it back. (Our store, then our look; the
   // orphaner stores, then looks: one of the two sees the other.)
   const Run run = Run::unpack(A::load_seq(s.run(p.head)));
   if (run.state == RunState::kSlab && run.token == 0 && is_empty(s, p.head)) retire_slab(s, p.head);
-  return Status::kOk;
+  return true;
+}
+
+Status free_block(Segment& s, std::uint64_t offset, Holder from) noexcept {
+  if (free_if_held(s, offset, from)) return Status::kOk;
+  BlockPlace p{};
+  Holder now{};
+  return s.place(offset, p) && read_holder(s, p, now) ? Status::kCorrupted : s.poison(__LINE__);
 }
 
 Status free_block(Segment& s, std::uint64_t offset) noexcept {

@@ -150,8 +150,17 @@ Status open_channel(Segment& s, std::uint32_t id, End end, Token transit) {
   if (word.state != ChannelState::kActive || word.generation != generation_of_id(id))
     return Status::kNotFound;
   const Status status = s.add_endpoint(id, end);
-  if (status == Status::kOk && transit != 0)
-    drop_hold(s, hold_list(s, id, end), HoldKind::kTransit, transit, false);
+  if (status != Status::kOk) return status;
+  // H1: the hold in transit may have gone with its dead while we added ours. If nobody else holds
+  // the end, it is being closed or belongs to another channel by now.
+  HoldList& holds = hold_list(s, id, end);
+  const ChannelWord now = ChannelWord::unpack(A::load_acquire(s.channel(index).state));
+  if (!is_held_by_others(s, holds, s.token()) || now.state != ChannelState::kActive ||
+      now.generation != word.generation) {
+    s.remove_endpoint(id, end);
+    return Status::kNotFound;
+  }
+  if (transit != 0) drop_hold(s, holds, HoldKind::kTransit, transit, false);
   return status;
 }
 

@@ -62,10 +62,11 @@ std::vector<std::uint32_t> slabs_of(Segment& s) {
 
 Status hand_back(Segment& s, std::uint64_t offset, Holder from) noexcept {
   BlockPlace p{};
-  if (!s.place(offset, p)) return s.poison(__LINE__);
+  if (!s.place(offset, p))  // a reaper may come too late
+    return from == by_process(s.token()) ? s.poison(__LINE__) : Status::kCorrupted;
   const std::uint32_t id = Lease::unpack(A::load_acquire(s.block(offset).lease)).channel;
   ChannelRow* row = living(s, id);
-  if (row == nullptr) return free_block(s, offset, from);
+  if (row == nullptr) return free_if_held(s, offset, from) ? Status::kOk : Status::kCorrupted;
   if (!change_holder(s, p, from, by_channel(id))) return Status::kCorrupted;  // E3, E6 release
   A::fetch_add(row->give_backs, 1);
   A::fetch_add(row->returned, 1);  // E4, E5

@@ -128,11 +128,15 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
     }
     const auto& live = c.holder.kind == HolderKind::kChannel ? reached.rings : reached.blocks;
     if (live.contains(c.offset)) continue;
-    // A compare-and-swap: a receiver may have claimed it since (D5).
+    // A receiver that moved on since frees its ring by itself; it wrote `creator` before (C2).
+    if (c.holder.kind == HolderKind::kChannel && A::load_acquire(s.block(c.offset).creator) != dead)
+      continue;
+    // A compare-and-swap: a receiver may have claimed it since (D5), freed it, and given its slab
+    // back.
     if (c.lease != 0 && Lease::unpack(c.lease).taken) {
       (void)hand_back(s, c.offset, c.holder);  // E3
     } else {
-      (void)free_block(s, c.offset, c.holder);
+      (void)free_if_held(s, c.offset, c.holder);
     }
   }
 }

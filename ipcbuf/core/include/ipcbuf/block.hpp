@@ -42,6 +42,8 @@ void store_holder(Segment& segment, const BlockPlace& place, Holder to) noexcept
 /// Frees a block whose holder is `from`. kCorrupted: it is not (double or foreign free).
 [[nodiscard]] Status free_block(Segment& segment, std::uint64_t offset, Holder from) noexcept;
 [[nodiscard]] Status free_block(Segment& segment, std::uint64_t offset) noexcept;  // ours
+/// For a reaper, which may come too late: false if `from` has it no more, or the slab is gone.
+bool free_if_held(Segment& segment, std::uint64_t offset, Holder from) noexcept;
 
 /// Takes every block of an empty slab and gives its pages back. False: it is not empty.
 bool retire_slab(Segment& segment, std::uint32_t head) noexcept;
