@@ -202,7 +202,7 @@ void drain_all(World& w) {
   drain(w);
   REQUIRE(w, w.page->received[0].load() == w.page->sent[0].load());
 }
-void make_dead(World& w) {
+Token make_dead(World& w) {
   // A claimed seat whose life byte is let go is as dead as a killed process.
   const int fd = platform::reopen(w.s->fd());
   Token token = 0;
@@ -213,6 +213,7 @@ void make_dead(World& w) {
   w.s->page(p.head).slot_set.fetch_or(slot_bit(token));
   store_holder(*w.s, p, by_process(token));
   platform::close_fd(fd);
+  return token;
 }
 void one_view(World& w) {
   auto* view = new LiveView;
@@ -336,6 +337,39 @@ TEST(a_reaper_in_mid_walk_takes_nothing_that_is_in_flight) {
   };
   duel.second_sends = duel.second_receives = true;
   duel.then = drain_all;
+  fight(duel);
+}
+
+TEST(a_reaper_may_come_too_late) {
+  // All that is in flight was sent by the dead, and rings were linked by it. While its reaper has
+  // seen them and not yet looked where they are, all is taken and its slabs are given back.
+  Duel duel{.name = "reap against receive and give back"};
+  duel.set_up = [](World& w) {
+    shared_channel(w);
+    for (int i = 0; i < 12; ++i) REQUIRE(w, send(w, 0, 1500, 1, 700) == Status::kOk);
+  };
+  duel.after_fork = [](World& w) {
+    const Token dead = make_dead(w);
+    Reached reached;
+    reach(*w.s, index_of(w.channels[0]), reached);
+    BlockPlace p{};
+    for (const std::uint64_t at : reached.blocks) {
+      REQUIRE(w, w.s->place(at, p));
+      store_holder(*w.s, p, by_process(dead));
+    }
+    for (const std::uint64_t at : reached.rings) {
+      REQUIRE(w, w.s->place(at, p));
+      w.s->page(p.head).slot_set.fetch_or(slot_bit(dead));
+      w.s->block(at).creator = dead;
+    }
+  };
+  duel.first = [](World& w) { (void)reap_all(*w.s); };
+  duel.second = [](World& w) {
+    drain_all(w);
+    ThreadHeap::of(*w.s).trim();
+  };
+  duel.second_receives = true;
+  duel.then = [](World& w) { REQUIRE(w, !w.s->is_poisoned()); };
   fight(duel);
 }
 
