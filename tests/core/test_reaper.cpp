@@ -98,6 +98,31 @@ TEST(blocks_in_flight_outlive_their_sender) {
   CHECK_EQ(1U, census.slabs);  // the ring; the dead's slabs went with their last blocks
 }
 
+TEST(a_child_of_a_fork_in_the_making_of_a_channel_leaves_no_hold) {
+  // One thread makes a channel, another forks, the child dies before the channel is whole.
+  const auto s = make_segment();
+  std::uint32_t id = 0;
+  Failure why;
+  CHECK_EQ(Status::kOk, create_channel(*s, {}, id, why));
+  ChannelRow& row = s->channel(index_of(id));
+  const std::uint64_t active = row.state;
+  row.state =
+      ChannelWord{ChannelState::kClaimed, ChannelWord::unpack(active).generation, s->token()}
+          .pack();
+  const pid_t pid = child_that([] {});
+  CHECK_EQ(2U, Hold::unpack(row.sender_holds.cells[0]).count +
+                   Hold::unpack(row.sender_holds.cells[1]).count);
+  (void)check::kill_and_wait(pid);
+  CHECK_EQ(1, reap_all(*s));
+  row.state = active;
+
+  SenderEnd tx(*s, id);
+  ReceiverEnd rx(*s, id);
+  tx.close();
+  rx.close();
+  CHECK_EQ(0U, sound(*s).channels);
+}
+
 TEST(threads_may_bury_the_same_process) {
   const auto s = make_segment();
   for (int round = 0; round < 20; ++round) {

@@ -39,6 +39,13 @@ void reap_channel(Segment& s, std::uint32_t index, Token dead) {
             row.state, word,
             ChannelWord{ChannelState::kDestroying, state.generation, s.token()}.pack()))
       destroy_channel(s, index);
+    if (state.state == ChannelState::kClaimed && state.token != dead) {
+      // Half made by a living process, of which another thread has forked: the child had a hold on
+      // the ends that were there.
+      drop_hold(s, row.sender_holds, HoldKind::kProcess, dead, true);
+      drop_hold(s, row.receiver_holds, HoldKind::kProcess, dead, true);
+      settle_channel(s, index);  // it may be active by now, and its maker gone
+    }
     return;
   }
   for (const End end : {End::kSender, End::kReceiver}) {
