@@ -20,9 +20,18 @@ core sanitizer="":
     cmake --build build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }}
     ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error --parallel {{ num_cpus() }}
 
-# Long seeded runs that kill processes
-stress *args:
+# Long seeded runs that kill processes: the figures of every push
+stress *args: _stress_programs
+    python tests/stress/report.py run ci
     pytest -m stress tests/stress {{args}}
+
+# The long proofs, hours of them; goes on where it was interrupted, and writes docs/proof.md
+release-proof *args: _stress_programs
+    python tests/stress/report.py run release {{args}}
+
+_stress_programs:
+    cmake -S ipcbuf -B build/core-plain -G Ninja -DIPCBUF_SANITIZE=
+    cmake --build build/core-plain --target random_kills many_processes test_crash_points test_single_step
 
 # The benchmarks, standard library and ours interleaved
 bench *args:

@@ -41,5 +41,5 @@ def test_survivors_of_a_busy_queue_go_on_however_they_were_started(method: str) 
 
 @pytest.mark.stress
 @pytest.mark.timeout(900)
-def test_two_hundred_rounds_of_kills() -> None:
-    run(200, "fork", 850)
+def test_a_hundred_rounds_of_kills() -> None:
+    run(100, "fork", 850)

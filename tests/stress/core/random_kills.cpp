@@ -20,7 +20,10 @@
 //
 //   --stop    some are stopped (SIGSTOP) and continued at random, or killed while they are stopped
 //   --bomb    now and then all workers are killed at one moment
+//   --soak    besides: what the killer itself has (memory, descriptors, pages of the segment) must
+//             be at the end what it was after the first quarter of the run
 #include <execinfo.h>
+#include <fcntl.h>
 #include <sys/eventfd.h>
 
 #include <cinttypes>
@@ -46,7 +49,29 @@ struct Options {
   std::uint64_t size_mib = 64;
   bool stop = false;
   bool bomb = false;
+  bool soak = false;
   bool freeze = false;  // leaves stuck processes to a debugger
+};
+
+/// What must not grow.
+struct Having {
+  std::uint64_t rss_kib = 0;
+  std::uint64_t descriptors = 0;
+  std::uint64_t committed_mib = 0;
+
+  static Having now(Segment& s) {
+    Having h;
+    unsigned long size = 0;
+    unsigned long resident = 0;
+    if (std::FILE* file = std::fopen("/proc/self/statm", "r")) {
+      if (std::fscanf(file, "%lu %lu", &size, &resident) == 2) h.rss_kib = resident * 4;
+      std::fclose(file);
+    }
+    for (int fd = 0; fd < 1024; ++fd)
+      if (::fcntl(fd, F_GETFD) >= 0) ++h.descriptors;
+    h.committed_mib = s.committed_pages() >> (20 - kPageShift);
+    return h;
+  }
 };
 
 struct Figures {
@@ -61,10 +86,12 @@ struct Figures {
   std::uint64_t leaked = 0;
   std::uint64_t fsck = 0;
   std::uint64_t epochs = 0;
+  std::uint64_t grown = 0;  // a soak that was not flat
+  Having early, late;
   std::uint64_t doing[static_cast<std::size_t>(Doing::kCount)] = {};
 
   [[nodiscard]] std::uint64_t wrong() const noexcept {
-    return findings.wrong() + crashed + stuck + leaked + fsck;
+    return findings.wrong() + crashed + stuck + leaked + fsck + grown;
   }
 };
 
@@ -166,8 +193,18 @@ class Killer {
   const Figures& run() {
     const auto begin = std::chrono::steady_clock::now();
     while (figures_.kills < options_.kills && figures_.wrong() == 0 &&
-           (options_.minutes == 0 || check::seconds_since(begin) < 60 * options_.minutes))
+           (options_.minutes == 0 || check::seconds_since(begin) < 60 * options_.minutes)) {
       epoch();
+      const bool first_quarter = options_.minutes != 0
+                                     ? check::seconds_since(begin) < 15 * options_.minutes
+                                     : figures_.kills < options_.kills / 4;
+      if (first_quarter || figures_.epochs == 1) figures_.early = Having::now(*stage_.segment);
+    }
+    const Having late = figures_.late = Having::now(*stage_.segment);
+    const Having& early = figures_.early;
+    if (options_.soak &&
+        (late.rss_kib > early.rss_kib * 5 / 4 + 8192 || late.descriptors > early.descriptors))
+      ++figures_.grown;
     return figures_;
   }
   [[nodiscard]] Segment* segment() noexcept { return stage_.segment.get(); }
@@ -390,6 +427,12 @@ void print(const Options& o, const Figures& f, Segment* segment, double seconds)
                 segment->header().growths.load(), segment->header().slots_high.load(), generations,
                 segment->committed_pages() >> (20 - kPageShift));
   }
+  if (o.soak)
+    std::printf(", \"grown\": %" PRIu64 ", \"rss_kib_early\": %" PRIu64
+                ", \"rss_kib_late\": %" PRIu64 ", \"descriptors_early\": %" PRIu64
+                ", \"descriptors_late\": %" PRIu64 ", \"committed_mib_early\": %" PRIu64,
+                f.grown, f.early.rss_kib, f.late.rss_kib, f.early.descriptors, f.late.descriptors,
+                f.early.committed_mib);
   std::printf(", \"killed_while\": {");
   bool first = true;
   for (std::size_t i = 0; i < std::size(f.doing); ++i) {
@@ -404,7 +447,7 @@ int usage() {
   std::fprintf(stderr,
                "random_kills [--kills N] [--seed N] [--workers N] [--minutes N] [--epoch KILLS]\n"
                "             [--pause-us LONGEST] [--patience S] [--size MIB] [--stop] [--bomb]\n"
-               "             [--freeze]\n");
+               "             [--soak] [--freeze]\n");
   return 2;
 }
 
@@ -412,15 +455,17 @@ int usage() {
 
 int main(int argc, char** argv) {
   Options options;
-  std::uint64_t seed = 0;
-  platform::random_bytes(&seed, sizeof seed);
-  options.seed = seed >> 32;
+  std::uint64_t drawn = 0;
+  platform::random_bytes(&drawn, sizeof drawn);
+  options.seed = drawn >> 32;
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
     if (name == "--stop") {
       options.stop = true;
     } else if (name == "--bomb") {
       options.bomb = true;
+    } else if (name == "--soak") {
+      options.soak = true;
     } else if (name == "--freeze") {
       options.freeze = true;
     } else if (i + 1 == argc) {
