@@ -12,7 +12,7 @@ Layers, each using only the ones below: `ipcbuf_mp` (the drop-in classes), `ipcb
 Python), `ipcbuf._native` (the binding), the C++ core, its platform calls.
 """
 
-from ._native import Leased, ObjectQueue, Record, Task, set_object_codec
+from ._native import Leased, ObjectQueue, Record, Task, set_object_codec, wait
 from .channel import Receiver, Sender
 from .errors import (
     AbiMismatch,
@@ -87,4 +87,5 @@ __all__ = [
     "list_segments",
     "set_object_codec",
     "unlink",
+    "wait",
 ]

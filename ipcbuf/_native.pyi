@@ -1,5 +1,6 @@
 """The compiled part of ipcbuf. Use the names that `ipcbuf` exports."""
 
+from collections.abc import Coroutine, Iterable
 from typing import Any, overload
 
 from typing_extensions import Buffer
@@ -178,6 +179,17 @@ class Sender:
     def send_object(self, obj: object, /, timeout: float | None = None) -> None:
         """Send an object, as `send`. What its pickling raises is raised here."""
 
+    def asend(self, data: Buffer | Record, /, timeout: float | None = None) -> Coroutine[Any, Any, None]:
+        """
+        Send as `send`, for `await` in an asyncio event loop.
+
+        Tasks of a loop are served in the order in which they came. A cancelled one has sent
+        nothing. The data must not change until then.
+        """
+
+    def asend_object(self, obj: object, /, timeout: float | None = None) -> Coroutine[Any, Any, None]:
+        """Send an object as `send_object`, for `await`; see `asend`."""
+
     def send_task(self, obj: object, task_id: int, /) -> int:
         """
         Send an object as a task that can be cancelled until it is received.
@@ -188,6 +200,13 @@ class Sender:
 
     def pending(self) -> int:
         """Return how many messages are in the channel."""
+
+    def fileno(self) -> int:
+        """
+        Return a descriptor that is readable while there is room, or nobody to receive.
+
+        After a refused send, room means room for that message. Else as `Receiver.fileno`.
+        """
 
     def transit(self) -> int:
         """
@@ -229,7 +248,7 @@ class Receiver:
     """
     The receiving end of a channel.
 
-    `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. Iterating yields bytes until the channel ends.
+    `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. Iterating, with `for` or `async for`, yields bytes until the channel ends.
     """
 
     def recv(self, timeout: float | None = None) -> bytes:
@@ -267,6 +286,20 @@ class Receiver:
             ValueError: The channel was not made with lease=True.
         """
 
+    def arecv(self, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
+        """
+        Return the oldest message as `recv`, for `await` in an asyncio event loop.
+
+        Tasks of a loop are served in the order in which they came. A cancelled one has taken
+        no message. The loop watches `fileno()`, so do not add a reader for it beside.
+        """
+
+    def arecv_view(self, timeout: float | None = None) -> Coroutine[Any, Any, Record]:
+        """Return the oldest message as `recv_view`, for `await`; see `arecv`."""
+
+    def arecv_object(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+        """Return the oldest message as `recv_object`, for `await`; see `arecv`."""
+
     def recv_task(self, timeout: float | None = None) -> Task:
         """Start and return the oldest task that was not cancelled."""
 
@@ -280,7 +313,16 @@ class Receiver:
 
     def fileno(self) -> int:
         """
-        Return a descriptor that is readable while a message is there, from now on.
+        Return a descriptor that is readable while a message, or the end, is there.
+
+        It is for select, poll and event loops, borrowed, and stays valid until the object
+        goes, in a forked child too. It may read ready although another process was faster,
+        so receive with `timeout=0` behind it. A channel that has no descriptor of its own
+        gets one, and this process a thread that makes it readable.
+
+        Raises:
+            ClosedError: This end was closed here.
+            SegmentError: The system refused a descriptor or a thread.
         """
 
     def transit(self) -> int:
@@ -320,6 +362,10 @@ class Receiver:
     def __exit__(self, *args: object) -> None: ...
 
     def __iter__(self) -> Receiver: ...
+
+    def __aiter__(self) -> Receiver: ...
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]: ...
 
     def __next__(self) -> bytes: ...
 
@@ -435,4 +481,26 @@ def set_object_codec(dumps: object, loads: object, dump_bytes: object, /) -> Non
 
     `dumps(obj)` returns a bytes-like payload and a list of buffers that go beside it (or None);
     `loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain pickle.
+    """
+
+def wait(ends: Iterable[Any], timeout: float | None = None) -> list[Any]:
+    """
+    Wait until any of *ends* is ready and return those that are, in the order given.
+
+    A `Receiver` is ready when a message, or the end, is there; a `Sender` when there is room
+    (for the message that it refused last, if it did), or nobody is left to receive. As
+    `multiprocessing.connection.wait` it also takes objects with `fileno()` and descriptors.
+    Nothing is taken: another user of a shared end may be faster, so receive with a time-out.
+    Of no ends at all the answer is [], at once.
+
+    Args:
+        ends: Any number of them, of any segments.
+        timeout: Seconds to wait; None waits for ever, 0 does not wait.
+
+    Returns:
+        What is ready; [] if the time is up.
+
+    Raises:
+        ClosedError: One of the ends was closed here.
+        SegmentError: The system refused a descriptor or a thread, or one is not open.
     """

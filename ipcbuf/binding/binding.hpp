@@ -15,6 +15,7 @@
 #include <mutex>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "ipcbuf/channel.hpp"
@@ -35,6 +36,7 @@ void bind_task(nb::module_& m);
 void bind_lease(nb::module_& m);
 void bind_object_queue(nb::module_& m);
 void bind_codec(nb::module_& m);
+void bind_wait(nb::module_& m);
 
 /// Somebody asked a closed segment; ClosedError. Thrown without the GIL, too.
 struct SegmentClosed : std::exception {};
@@ -271,8 +273,25 @@ class WithoutGil {
 [[nodiscard]] std::int64_t until_of(nb::handle timeout);
 [[nodiscard]] std::int64_t until_of(bool block, nb::handle timeout);
 
-/// Calls `step(wait)` without the GIL until it answers something but kSlice; runs Python's signal
+/// Calls `step()` without the GIL until it answers something but kSlice; runs Python's signal
 /// handlers in between, whose exception ends the wait.
+template <class Step>
+Status run_sliced(Step&& step) {
+  const bool runs_signals = is_main_thread();
+  for (;;) {
+    Status status = Status::kSlice;
+    {
+      const WithoutGil released;
+      do {
+        status = step();
+      } while (status == Status::kSlice && !runs_signals);
+    }
+    if (status != Status::kSlice) return status;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+/// The same for `step(wait)` at one end.
 template <class Step>
 Status wait_for(Endpoint& end, Step&& step) {
   struct Finish {
@@ -280,19 +299,17 @@ Status wait_for(Endpoint& end, Step&& step) {
     Wait wait;
     ~Finish() { e.finish_wait(wait); }
   } finish{end, {}};
-  const bool runs_signals = is_main_thread();
-  for (;;) {
-    Status status = Status::kSlice;
-    {
-      const WithoutGil released;
-      do {
-        status = step(finish.wait);
-      } while (status == Status::kSlice && !runs_signals);
-    }
-    if (status != Status::kSlice) return status;
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
-  }
+  return run_sliced([&] { return step(finish.wait); });
 }
+
+/// What `ipcbuf._async.<name>(...)` returns: the parts that need an event loop are Python.
+template <class... Args>
+nb::object in_event_loop(const char* name, Args&&... arguments) {
+  return nb::module_::import_("ipcbuf._async").attr(name)(std::forward<Args>(arguments)...);
+}
+
+/// A descriptor that reads ready while the end is, for `fileno()`.
+int descriptor_of(Endpoint& end);
 
 /// Sends or raises. The blocks of the message are the channel's, or freed.
 void send(PySender& sender, Outgoing& message, std::int64_t until,

@@ -16,4 +16,5 @@ NB_MODULE(_native, m) {
   bind_lease(m);
   bind_object_queue(m);
   bind_codec(m);
+  bind_wait(m);
 }

@@ -95,6 +95,11 @@ void send_any(PySender& self, nb::handle object, nb::handle timeout) {
 
 std::uint32_t pending(PySender& self) { return self.end.pending(); }
 
+int fileno(PySender& self) {
+  require_seat(*self.core);
+  return descriptor_of(self.end);
+}
+
 Token transit(PySender& self) {
   require_seat(*self.core);
   check(hold_in_transit(*self.core, self.end.id(), End::kSender));
@@ -123,11 +128,34 @@ void bind_sender(nb::module_& m) {
       .def("send_object", whole<send_any>, nb::arg().none(), nb::arg("timeout") = nb::none(),
            nb::sig("def send_object(self, obj: object, /, timeout: float | None = None) -> None"),
            "Send an object, as `send`. What its pickling raises is raised here.")
+      .def(
+          "asend",
+          [](nb::handle self, nb::handle data, nb::handle timeout) {
+            return in_event_loop("asend", self, data, timeout);
+          },
+          nb::arg(), nb::arg("timeout") = nb::none(),
+          nb::sig("def asend(self, data: Buffer | Record, /, timeout: float | None = None) -> "
+                  "Coroutine[Any, Any, None]"),
+          "Send as `send`, for `await` in an asyncio event loop.\n\n"
+          "Tasks of a loop are served in the order in which they came. A cancelled one has sent\n"
+          "nothing. The data must not change until then.")
+      .def(
+          "asend_object",
+          [](nb::handle self, nb::handle object, nb::handle timeout) {
+            return in_event_loop("asend_object", self, object, timeout);
+          },
+          nb::arg().none(), nb::arg("timeout") = nb::none(),
+          nb::sig("def asend_object(self, obj: object, /, timeout: float | None = None) -> "
+                  "Coroutine[Any, Any, None]"),
+          "Send an object as `send_object`, for `await`; see `asend`.")
       .def("send_task", whole<send_task>, nb::arg().none(), nb::arg(),
            nb::sig("def send_task(self, obj: object, task_id: int, /) -> int"),
            "Send an object as a task that can be cancelled until it is received.\n\n"
            "Returns:\n    What `Segment.cancel_task` needs beside the task's id.")
       .def("pending", whole<pending>, "Return how many messages are in the channel.")
+      .def("fileno", whole<fileno>,
+           "Return a descriptor that is readable while there is room, or nobody to receive.\n\n"
+           "After a refused send, room means room for that message. Else as `Receiver.fileno`.")
       .def("transit", whole<transit>,
            "Keep the channel alive for a handle on its way; `open_sender` takes what this returns.")
       .def(

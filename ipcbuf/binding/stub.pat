@@ -3,6 +3,7 @@
 
 ipcbuf._native.__prefix__:
     \from typing import Any
+    \from collections.abc import Coroutine, Iterable
     \from typing_extensions import Buffer
 
 ipcbuf._native.Record.__suffix__:

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ipcbuf/block.hpp"
+#include "ipcbuf/bridge.hpp"
 #include "ipcbuf/channel.hpp"
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/platform.hpp"
@@ -28,6 +29,10 @@ constexpr std::uint32_t kSpinRetry = 32;  // waits without spinning before it is
 constexpr std::uint32_t kLargestRing = (1U << 20) - kRingOverhead;
 
 }  // namespace
+
+std::int64_t slice_ns(std::int64_t waited_ns) noexcept {
+  return waited_ns < kFirstSecond ? kShortSlice : kLongSlice;
+}
 
 void mark_sleeper(BellRow& bell, Token me, std::int64_t since_ns) noexcept {
   // relaxed: for people, who may see one without the other
@@ -63,6 +68,41 @@ std::uint32_t Endpoint::pending() noexcept {
   const std::uint32_t n = sent - received;
   const std::uint32_t returned = leased_ ? A::load_acquire(row_.returned) : 0;
   return (n < 1U << 31 ? n : 0) + returned;  // the two were read at different moments
+}
+
+Endpoint::~Endpoint() {
+  if (watched_) Bridge::forget(*this);
+}
+
+bool Endpoint::is_ready() noexcept {
+  if (closed_ || hangup_ || s_.is_poisoned()) return true;
+  return end_ == End::kSender ? static_cast<SenderEnd*>(this)->may_send()
+                              : static_cast<ReceiverEnd*>(this)->may_receive();
+}
+
+void Endpoint::list_peers(std::vector<Token>& out) {
+  const Token me = s_.token();
+  const auto list = [&](HoldList& holds) {
+    std::vector<Hold> cells;
+    list_holds(s_, holds, s_.constants().max_slots, cells);
+    for (const Hold& hold : cells)
+      if ((hold.kind == HoldKind::kProcess || hold.kind == HoldKind::kTransit) && hold.id != me)
+        out.push_back(hold.id);
+  };
+  // A receiver beside us that died may have what we wait for.
+  if (end_ == End::kReceiver && leased_) list(row_.receiver_holds);
+  HoldList& holds = end_ == End::kSender ? row_.receiver_holds : row_.sender_holds;
+  if (const Token owner = A::load_acquire(other().owner); owner != 0) {
+    if (owner != me) out.push_back(owner);
+  } else if (!has_hold(s_, holds, HoldKind::kProcess, me)) {
+    list(holds);
+  }
+}
+
+void Endpoint::lower_alarm() noexcept {
+  // relaxed: what the bridge raises meanwhile stays raised, and the next call lowers it
+  if (alarmed_.load(std::memory_order_relaxed)) [[unlikely]]
+    Bridge::lower(*this);
 }
 
 Status Endpoint::enter(std::int64_t until_ns) noexcept {
@@ -119,6 +159,7 @@ void Endpoint::leave() noexcept {
 
 void Endpoint::close() {
   if (closed_.exchange(true)) return;
+  if (watched_) Bridge::closed(*this);  // looks behind closed_, as the bridge does the other way
   // E1: another thread of ours may be inside, and without our hold the channel may become
   // another's under it. Nobody waits inside. Who was inside at a fork is not in the child.
   const Token me = s_.token();
@@ -167,7 +208,7 @@ Status Endpoint::peer_gone(bool prove) noexcept {
 std::int64_t Endpoint::slice_end(std::int64_t until_ns, Wait& wait) noexcept {
   const std::int64_t now = platform::monotonic_ns();
   if (wait.began == 0) wait.began = now;
-  const std::int64_t slice = now - wait.began < kFirstSecond ? kShortSlice : kLongSlice;
+  const std::int64_t slice = slice_ns(now - wait.began);
   return until_ns - now < slice ? until_ns : now + slice;
 }
 
@@ -236,6 +277,11 @@ bool SenderEnd::has_room(std::uint64_t weight) noexcept {
   const std::uint64_t inside = sent > received ? sent - received : 0;
   // An empty channel takes one message of any size.
   return inside == 0 || pending() == 0 || inside + weight <= row_.max_bytes;
+}
+
+bool SenderEnd::may_send() noexcept {
+  return has_room(wanted_.load(std::memory_order_relaxed)) ||
+         A::load_acquire(other().state) != static_cast<std::uint32_t>(EndState::kOpen);
 }
 
 bool SenderEnd::is_full() noexcept { return row_.max_items != 0 && pending() >= row_.max_items; }
@@ -329,6 +375,13 @@ Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& 
     leave();
   } while (status == Status::kExhausted);
   if (spare_ring != 0) (void)free_block(s_, spare_ring);
+  // relaxed: a hint for who waits for room; the last refusal counts
+  if (status == Status::kFull) {
+    wanted_.store(m.weight(), std::memory_order_relaxed);
+  } else if (status == Status::kOk && wanted_.load(std::memory_order_relaxed) != 0) {
+    wanted_.store(0, std::memory_order_relaxed);
+  }
+  lower_alarm();
   if (status == Status::kOk && bell_kind_ != BellKind::kSocket)
     Doorbell<>(row_.data, s_.asymmetric()).ring_futex();
   return status;
@@ -357,6 +410,13 @@ bool ReceiverEnd::has_data() noexcept {
   return A::load_acquire(row_.sender.items) != A::load_acquire(row_.receiver.items) ||
          (leased_ && A::load_acquire(row_.returned) != 0) ||
          A::load_acquire(row_.sender.state) != static_cast<std::uint32_t>(EndState::kOpen);
+}
+
+bool ReceiverEnd::may_receive() noexcept {
+  if (!has_data()) return false;
+  // D8: the end of a leased channel comes when nobody has a message it may not finish.
+  return !leased_ || !is_empty() || A::load_acquire(row_.returned) != 0 ||
+         !is_leased_elsewhere(s_, id_);
 }
 
 bool ReceiverEnd::is_empty() noexcept {
@@ -512,6 +572,7 @@ Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
   if (status != Status::kOk) return status;
   status = receive_entered(m);
   leave();
+  lower_alarm();
   if (status == Status::kOk && (row_.max_items | row_.max_bytes) != 0)
     Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
   return status;

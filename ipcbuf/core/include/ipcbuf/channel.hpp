@@ -33,6 +33,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "ipcbuf/doorbell.hpp"
 #include "ipcbuf/lease.hpp"
@@ -108,6 +109,17 @@ struct Incoming {
   alignas(16) std::byte payload[kMaxInline];
 };
 
+/// How long a wait that began so long ago sleeps at most before it looks whether its peer lives.
+[[nodiscard]] std::int64_t slice_ns(std::int64_t waited_ns) noexcept;
+
+/// A descriptor that the bridge makes readable (bridge.hpp). Under the bridge's mutex, but for
+/// `fd`, which a fork in the middle of a wait sets to -1.
+struct Alarm {
+  int fd = -1;
+  bool raised = false;
+};
+struct BridgeWatch;
+
 /// One blocking call. Several threads may wait in one endpoint, so it is the caller's.
 struct Wait {
   bool slept = false;   // on the futex: D2 is due
@@ -126,6 +138,7 @@ class Endpoint {
   Endpoint(Segment& segment, std::uint32_t id, End end) noexcept;
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
+  ~Endpoint();
 
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
   [[nodiscard]] bool rings_socket() const noexcept { return bell_kind_ == BellKind::kSocket; }
@@ -141,6 +154,23 @@ class Endpoint {
   /// After a blocking call, whatever its outcome (D2).
   void finish_wait(const Wait& wait) noexcept;
 
+  // ---- for who waits at many ends (wait_set.hpp, bridge.hpp) ----
+  /// A receive or send would not wait: a message or its end, room or no receiver, or we closed it.
+  [[nodiscard]] bool is_ready() noexcept;
+  /// Rung by its futex; else by the descriptor that came with the channel.
+  [[nodiscard]] bool has_futex() const noexcept {
+    return end_ == End::kSender || bell_kind_ != BellKind::kSocket || bell_fd_ < 0;
+  }
+  [[nodiscard]] BellRow& bell_row() noexcept {
+    return end_ == End::kSender ? row_.room : row_.data;
+  }
+  [[nodiscard]] Segment& segment() noexcept { return s_; }
+  [[nodiscard]] End side() const noexcept { return end_; }
+  /// The processes whose death would end the other side; none if we hold it ourselves.
+  void list_peers(std::vector<Token>& out);
+  /// The kernel's word that the last copy of the other side's descriptor is gone.
+  void look_for_hangup() noexcept;
+
  protected:
   [[nodiscard]] EndRow& mine() noexcept {
     return end_ == End::kSender ? row_.sender : row_.receiver;
@@ -154,17 +184,14 @@ class Endpoint {
   void leave() noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
-  [[nodiscard]] BellRow& bell_row() noexcept {
-    return end_ == End::kSender ? row_.room : row_.data;
-  }
-  /// The kernel's word that the last copy of the other side's descriptor is gone.
-  void look_for_hangup() noexcept;
   [[nodiscard]] static std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept;
   template <class Ready>
   [[nodiscard]] bool spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
   template <class Ready>
   void sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&& ready) noexcept;
   void mark_asleep(Wait& wait) noexcept;
+  /// After a call that may have changed what `is_ready` says.
+  void lower_alarm() noexcept;
 
   Segment& s_;
   ChannelRow& row_;
@@ -176,11 +203,18 @@ class Endpoint {
   int bell_fd_ = -1;
   std::atomic<bool> closed_ = false;
   std::atomic<bool> hangup_ = false;
-  std::atomic<Token> inside_ = 0;  // an exclusive end: us, if a thread is inside
-  Ring<> ring_;                    // as last opened
+  std::atomic<Token> inside_ = 0;          // an exclusive end: us, if a thread is inside
+  std::atomic<std::uint64_t> wanted_ = 0;  // sender: the weight that last found no room
+  Ring<> ring_;                            // as last opened
   std::uint64_t ring_offset_ = 0;
 
  private:
+  friend class Bridge;
+  // For those who poll; `watch_` and `alarm_` under the bridge's mutex.
+  std::atomic<bool> watched_ = false;  // ever
+  std::atomic<bool> alarmed_ = false;  // our descriptor reads ready
+  BridgeWatch* watch_ = nullptr;
+  Alarm alarm_;
   // Estimates that all threads here share; what one of them overwrites does no harm.
   std::atomic<std::int64_t> spin_ns_;
   std::atomic<std::uint32_t> spin_pause_ = 0;
@@ -196,6 +230,8 @@ class SenderEnd : public Endpoint {
   [[nodiscard]] Status send_slice(const Outgoing& message, std::int64_t until_ns, Failure& why,
                                   Wait& wait);
   [[nodiscard]] bool is_full() noexcept;
+  /// Room for the message that was refused last, else for any; or nobody is left to receive.
+  [[nodiscard]] bool may_send() noexcept;
 
  private:
   [[nodiscard]] Status send_entered(const Outgoing& message, std::uint64_t& spare_ring,
@@ -215,6 +251,8 @@ class ReceiverEnd : public Endpoint {
   [[nodiscard]] Status poll_slice(std::int64_t until_ns, Wait& wait) noexcept;
   /// Makes the descriptor level-triggered from now on (D4). kFull: this channel has none.
   [[nodiscard]] Status arm() noexcept;
+  /// A message is there, or the end.
+  [[nodiscard]] bool may_receive() noexcept;
 
  private:
   [[nodiscard]] Status receive_entered(Incoming& message) noexcept;

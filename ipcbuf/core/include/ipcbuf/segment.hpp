@@ -63,7 +63,7 @@ struct LiveView {
 
 enum class End : std::uint32_t { kSender = 0, kReceiver = 1 };
 
-class Segment {
+class Segment : public std::enable_shared_from_this<Segment> {
  public:
   /// A new anonymous segment. `max_size` 0: half of what the machine and its cgroups allow.
   static std::shared_ptr<Segment> create(std::uint64_t max_size, Failure& why);
