@@ -201,6 +201,7 @@ TEST(a_dead_peer_makes_a_descriptor_ready) {
 }
 
 TEST(a_forked_child_has_descriptors_of_its_own_under_the_same_numbers) {
+  if (check::kThreadSanitizer) return;  // it starts no threads in a forked child
   auto s = make_segment();
   Pair to_child(*s, shared_ends());
   Pair to_parent(*s, shared_ends());
@@ -227,6 +228,7 @@ TEST(a_forked_child_has_descriptors_of_its_own_under_the_same_numbers) {
 }
 
 TEST(forks_while_the_bridge_works_leave_it_sound_on_both_sides) {
+  if (check::kThreadSanitizer) return;  // it starts no threads in a forked child
   auto s = make_segment();
   Pair p(*s, shared_ends());
   const int fd = descriptor_of(p.rx);
