@@ -13,7 +13,7 @@ Python), `ipcbuf._native` (the binding), the C++ core, its platform calls.
 """
 
 from ._native import Leased, ObjectQueue, Record, Task, set_object_codec
-from .channel import Receiver, Sender
+from .channel import Atomic, ChannelInfo, Receiver, Sender, Static
 from .errors import (
     AbiMismatch,
     BrokenChannel,
@@ -51,10 +51,12 @@ from .segment import (
 
 __all__ = [
     "AbiMismatch",
+    "Atomic",
     "BrokenChannel",
     "BusyError",
     "ChannelEmpty",
     "ChannelFull",
+    "ChannelInfo",
     "ClosedError",
     "EndOfChannel",
     "HeapExhausted",
@@ -77,6 +79,7 @@ __all__ = [
     "SegmentPermission",
     "SegmentTruncated",
     "Sender",
+    "Static",
     "Task",
     "TooManyProcesses",
     "VersionMismatch",

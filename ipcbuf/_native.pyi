@@ -1,7 +1,9 @@
 """The compiled part of ipcbuf. Use the names that `ipcbuf` exports."""
 
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, overload
 
+from .channel import ChannelInfo
 from typing_extensions import Buffer
 
 
@@ -114,6 +116,109 @@ class Segment:
         Exact only while nobody uses the segment.
         """
 
+    def sender(self, key: int | str, /, *, max_items: int | None = None, max_bytes: int | None = None, shared: bool | None = None, lease: bool | None = None) -> Sender:
+        """
+        Return the sending end of the channel of that key, made if need be.
+
+        The first comer makes the channel, later ones join it. Of an exclusive channel (the default) each end has one user at a time; another may join once that one has closed it, left or died. Until somebody has joined at the other end, this one waits for it. The channel goes, with what is in it, when its last user at either end is gone.
+
+        Args:
+            key: An int of 64 bits, or a str of 1 to 60 bytes of UTF-8.
+            max_items: Messages the channel holds at most, 0: any number. None: as others say.
+            max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.
+            shared: Any number of processes and threads may use each end. The first comer decides.
+            lease: What a receiver had taken and not yet finished when it died is delivered again (`Receiver.recv_leased`). Such ends are shared. The first comer decides.
+
+        Raises:
+            ValueError: The channel has another type or limit, `shared` or `lease`.
+            BusyError: The end is exclusive and a living process has it.
+            HeapExhausted: The segment has no room, with the numbers.
+        """
+
+    def receiver(self, key: int | str, /, *, max_items: int | None = None, max_bytes: int | None = None, shared: bool | None = None, lease: bool | None = None) -> Receiver:
+        """
+        Return the receiving end of the channel of that key, made if need be.
+
+        The first comer makes the channel, later ones join it. Of an exclusive channel (the default) each end has one user at a time; another may join once that one has closed it, left or died. Until somebody has joined at the other end, this one waits for it. The channel goes, with what is in it, when its last user at either end is gone.
+
+        Args:
+            key: An int of 64 bits, or a str of 1 to 60 bytes of UTF-8.
+            max_items: Messages the channel holds at most, 0: any number. None: as others say.
+            max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.
+            shared: Any number of processes and threads may use each end. The first comer decides.
+            lease: What a receiver had taken and not yet finished when it died is delivered again (`Receiver.recv_leased`). Such ends are shared. The first comer decides.
+
+        Raises:
+            ValueError: The channel has another type or limit, `shared` or `lease`.
+            BusyError: The end is exclusive and a living process has it.
+            HeapExhausted: The segment has no room, with the numbers.
+        """
+
+    def has_channel(self, key: int | str, /) -> bool:
+        """
+        Say whether a living process uses a channel, static segment or atomic of that key.
+        """
+
+    def wait_for_channel(self, key: int | str, /, timeout: float | None = None) -> bool:
+        """
+        Wait up to *timeout* seconds until there is a channel of that key.
+
+        Returns:
+            Whether there is one.
+        """
+
+    def channels(self) -> list[ChannelInfo]:
+        """
+        Return what there is, anonymous channels included, without the users that died.
+
+        Each is a snapshot of its own; others go on meanwhile.
+        """
+
+    def has_channels(self) -> bool:
+        """Say whether the segment has any channel, anonymous ones included."""
+
+    def remove_channel(self, key: int | str, /) -> bool:
+        """
+        Free a key: what comes next under it is new.
+
+        Senders of the old channel get `BrokenChannel` at their next call, receivers what is still in it and then `EndOfChannel`. A static segment or an atomic goes on for those who have it. The memory is freed when the last of them has let go.
+
+        Returns:
+            Whether there was one.
+        """
+
+    def remove_channels(self) -> int:
+        """`remove_channel` for every key; return how many there were."""
+
+    def static(self, key: int | str, nbytes: int, /, init: Callable[[memoryview], object] | None = None) -> Static:
+        """
+        Return the memory of that key, made of *nbytes* zeros if need be.
+
+        Args:
+            key: An int of 64 bits, or a str of 1 to 60 bytes of UTF-8.
+            nbytes: Its length; all who share it must say the same.
+            init: Runs once, however many come at the same time; the others wait for it. If its process dies or it raises, the memory is zeroed and the next comer's runs. Who comes without one gets the memory as it is, but waits for one that runs.
+
+        Raises:
+            ValueError: The key has another length or type.
+            HeapExhausted: The segment has no room, with the numbers.
+        """
+
+    def open_static(self, channel_id: int, transit: int = 0, /) -> Static:
+        """Open a static segment that came with a handle."""
+
+    def atomic(self, key: int | str, /, value: int = 0) -> Atomic:
+        """
+        Return the 64-bit number of that key; who makes it sets it to *value*.
+
+        Raises:
+            ValueError: The key is of another type.
+            OverflowError: The value has more than 64 bits.
+        """
+
+    def open_atomic(self, channel_id: int, transit: int = 0, /) -> Atomic:
+        """Open an atomic that came with a handle."""
+
     @property
     def name(self) -> str | None:
         """The name it was opened by in this process, None if by none."""
@@ -123,6 +228,111 @@ class Segment:
 
     def retire_native(self) -> None:
         """Remove the name if nobody else uses the segment."""
+
+class Static:
+    """
+    Memory with a key that any number of processes share: a writable buffer.
+
+    `Segment.static` makes it. Use it through `memoryview` or `numpy.frombuffer`. It is freed when the last process that has it closes it, drops it or dies.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes, exactly as asked."""
+
+    @property
+    def key(self) -> int | str: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def channel_id(self) -> int: ...
+
+    @property
+    def segment(self) -> Segment: ...
+
+    def __len__(self) -> int: ...
+
+    def transit(self) -> int:
+        """
+        Keep the memory alive for a handle on its way; `open_static` takes what this returns.
+        """
+
+    def close(self) -> None:
+        """
+        Let go of the memory. Twice is allowed.
+
+        Raises:
+            BufferError: Views of it still exist.
+        """
+
+    def __enter__(self) -> Static: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Atomic:
+    """
+    A signed number of 64 bits with a key, which any number of processes change and wait for.
+
+    `Segment.atomic` makes it. Every method is one atomic step, in one order for all. What goes over the end of 64 bits wraps around; arguments beyond them are an OverflowError. As in C++20, changing the value wakes nobody; `notify` does. It is freed when the last process that has it closes it, drops it or dies.
+    """
+
+    def load(self) -> int:
+        """Return the value."""
+
+    def store(self, value: int, /) -> None:
+        """Set the value."""
+
+    def add(self, value: int, /) -> int:
+        """Add to the value, wrapping around; return what it was before."""
+
+    def exchange(self, value: int, /) -> int:
+        """Set the value; return what it was before."""
+
+    def compare_exchange(self, expected: int, desired: int, /) -> bool:
+        """Set the value to *desired* if it is *expected*; say whether it was."""
+
+    def wait(self, while_equal: int, /, timeout: float | None = None) -> int:
+        """
+        Sleep while the value is *while_equal*, up to *timeout* seconds.
+
+        It looks when it begins, when it is notified, and at the end of each slice of the wait (20 ms, after a second 200 ms).
+
+        Returns:
+            The value; if it is *while_equal*, the time was up.
+        """
+
+    def notify(self, n: int | None = None) -> None:
+        """Wake up to *n* waiters, None: all, to look at the value again."""
+
+    @property
+    def key(self) -> int | str: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def channel_id(self) -> int: ...
+
+    @property
+    def segment(self) -> Segment: ...
+
+    def transit(self) -> int:
+        """
+        Keep the cell alive for a handle on its way; `open_atomic` takes what this returns.
+        """
+
+    def close(self) -> None:
+        """
+        Let go of the cell. Waits that are under way here go on. Twice is allowed.
+        """
+
+    def __enter__(self) -> Atomic: ...
+
+    def __exit__(self, *args: object) -> None: ...
 
 def unlink_segment(name: str) -> None: ...
 
@@ -188,6 +398,25 @@ class Sender:
 
     def pending(self) -> int:
         """Return how many messages are in the channel."""
+
+    def fileno(self) -> int:
+        """
+        Return a descriptor that is readable while there is room, or nobody to receive.
+
+        After a refused send, room means room for that message. Else as `Receiver.fileno`.
+        """
+
+    def has_room(self) -> bool:
+        """Say whether a small message would find room now."""
+
+    @property
+    def receiver_count(self) -> int:
+        """
+        How many handles of the receiving end living processes have, those on their way included.
+        """
+
+    def has_receivers(self) -> bool:
+        """Say whether a living process has the receiving end."""
 
     def transit(self) -> int:
         """
@@ -277,6 +506,18 @@ class Receiver:
 
     def pending(self) -> int:
         """Return how many messages are in the channel."""
+
+    def has_data(self) -> bool:
+        """Say whether a message is in the channel."""
+
+    @property
+    def sender_count(self) -> int:
+        """
+        How many handles of the sending end living processes have, those on their way included.
+        """
+
+    def has_senders(self) -> bool:
+        """Say whether a living process has the sending end."""
 
     def fileno(self) -> int:
         """

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "ipcbuf/channel.hpp"
+#include "ipcbuf/directory.hpp"
 #include "ipcbuf/named.hpp"
 #include "ipcbuf/segment.hpp"
 
@@ -92,6 +93,10 @@ class EndListed {
   PySegment& segment_;
   Endpoint& end_;
 };
+// Parts of `Segment`, with the classes that they return.
+void bind_directory(nb::class_<PySegment>& segment);
+void bind_static(nb::module_& m, nb::class_<PySegment>& segment);
+void bind_atomic(nb::module_& m, nb::class_<PySegment>& segment);
 void bind_diagnosis(nb::class_<PySegment>& segment);
 
 /// A block that Python has: freed with the last reference, pinned by live buffers.
@@ -248,6 +253,13 @@ struct Whole<function> {
 template <auto function>
 inline constexpr auto whole = &Whole<function>::call;
 
+/// For calls that need a hold: the table that may be full is that of shared entries.
+inline void check_hold(Segment& segment, Status status) {
+  Failure why;
+  why.reason = "shared entries";
+  why.requested = segment.constants().max_entries;
+  check(status, why);
+}
 /// Raises SegmentTruncated if the file was cut short, TooManyProcesses if a fork left this process
 /// without a slot and none is free.
 void require_seat(Segment& segment);
@@ -271,8 +283,25 @@ class WithoutGil {
 [[nodiscard]] std::int64_t until_of(nb::handle timeout);
 [[nodiscard]] std::int64_t until_of(bool block, nb::handle timeout);
 
-/// Calls `step(wait)` without the GIL until it answers something but kSlice; runs Python's signal
+/// Calls `step()` without the GIL until it answers something but kSlice; runs Python's signal
 /// handlers in between, whose exception ends the wait.
+template <class Step>
+Status run_sliced(Step&& step) {
+  const bool runs_signals = is_main_thread();
+  for (;;) {
+    Status status = Status::kSlice;
+    {
+      const WithoutGil released;
+      do {
+        status = step();
+      } while (status == Status::kSlice && !runs_signals);
+    }
+    if (status != Status::kSlice) return status;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+/// The same for `step(wait)` at one end.
 template <class Step>
 Status wait_for(Endpoint& end, Step&& step) {
   struct Finish {
@@ -280,18 +309,7 @@ Status wait_for(Endpoint& end, Step&& step) {
     Wait wait;
     ~Finish() { e.finish_wait(wait); }
   } finish{end, {}};
-  const bool runs_signals = is_main_thread();
-  for (;;) {
-    Status status = Status::kSlice;
-    {
-      const WithoutGil released;
-      do {
-        status = step(finish.wait);
-      } while (status == Status::kSlice && !runs_signals);
-    }
-    if (status != Status::kSlice) return status;
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
-  }
+  return run_sliced([&] { return step(finish.wait); });
 }
 
 /// Sends or raises. The blocks of the message are the channel's, or freed.
@@ -300,6 +318,21 @@ void send(PySender& sender, Outgoing& message, std::int64_t until,
 /// Receives or raises.
 void receive(PyReceiver& receiver, Incoming& message, std::int64_t until,
              Flavour flavour = Flavour::kNative);
+
+// ---- directory.cpp: channels by key ----
+/// TypeError or ValueError, with the numbers, for what cannot be a key.
+ChannelKey key_from(nb::handle object);
+nb::object key_to(const ChannelKey& key);
+/// Makes or joins; raises what is refused. This process holds the end of one object then.
+std::uint32_t join(Segment& core, nb::handle key, JoinRequest& request);
+/// Handles of the living at an end of the channel of `self`, which is not closed here.
+template <class PyEnd>
+std::uint64_t peers(PyEnd& self, End end) {
+  require_seat(*self.core);
+  if (self.end.is_closed()) raise_status(Status::kClosed);
+  const WithoutGil released;
+  return count_users(*self.core, self.end.id(), end);
+}
 
 // ---- codec.cpp: objects to messages and back ----
 struct Encoded;

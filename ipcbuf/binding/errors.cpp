@@ -116,7 +116,8 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
     }
     case Status::kTooMany: {
       const nb::object type = error_class("TooManyProcesses");
-      raise(type, type(kMaxSlots));
+      if (why.requested == 0) raise(type, type(kMaxSlots));
+      raise(type, type(why.requested, why.reason));
     }
     case Status::kNotFound:
       raise_text("ClosedError", "the channel is gone: all its users closed it");

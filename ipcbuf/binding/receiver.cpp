@@ -88,9 +88,13 @@ int arm(PyReceiver& self) {
   return self.end.bell_fd();
 }
 
+bool has_data(PyReceiver& self) { return self.end.pending() != 0; }
+std::uint64_t sender_count(PyReceiver& self) { return peers(self, End::kSender); }
+bool has_senders(PyReceiver& self) { return sender_count(self) != 0; }
+
 Token transit(PyReceiver& self) {
   require_seat(*self.core);
-  check(hold_in_transit(*self.core, self.end.id(), End::kReceiver));
+  check_hold(*self.core, hold_in_transit(*self.core, self.end.id(), End::kReceiver));
   return self.core->token();
 }
 
@@ -136,6 +140,11 @@ void bind_receiver(nb::module_& m) {
            nb::sig("def poll(self, timeout: float | None = 0.0) -> bool"),
            "Say whether a message, or the end, is there within *timeout* seconds. Takes nothing.")
       .def("pending", whole<pending>, "Return how many messages are in the channel.")
+      .def("has_data", whole<has_data>, "Say whether a message is in the channel.")
+      .def_prop_ro(
+          "sender_count", whole<sender_count>,
+          "How many handles of the sending end living processes have, those on their way included.")
+      .def("has_senders", whole<has_senders>, "Say whether a living process has the sending end.")
       .def("fileno", whole<arm>,
            "Return a descriptor that is readable while a message is there, from now on.")
       .def("transit", whole<transit>,

@@ -39,7 +39,7 @@ nb::object open_end(nb::handle self, std::uint32_t id, std::uint32_t transit, ip
   const auto& core = nb::cast<PySegment&>(self).core;
   require_seat(*core);
   return run_whole(*core, [&] {
-    check(open_channel(*core, id, end, transit));
+    check_hold(*core, open_channel(*core, id, end, transit));
     return nb::cast(new End(nb::borrow(self), core, id), nb::rv_policy::take_ownership);
   });
 }
@@ -253,6 +253,9 @@ void bind_segment(nb::module_& m) {
           nb::sig("def fsck(self) -> list[str]"),
           "Walk over everything and return what contradicts; [] if sound.\n\n"
           "Exact only while nobody uses the segment.");
+  bind_directory(cls);
+  bind_static(m, cls);
+  bind_atomic(m, cls);
 }
 
 }  // namespace ipcbuf::binding

@@ -95,9 +95,13 @@ void send_any(PySender& self, nb::handle object, nb::handle timeout) {
 
 std::uint32_t pending(PySender& self) { return self.end.pending(); }
 
+bool has_room(PySender& self) { return self.end.has_room(); }
+std::uint64_t receiver_count(PySender& self) { return peers(self, End::kReceiver); }
+bool has_receivers(PySender& self) { return receiver_count(self) != 0; }
+
 Token transit(PySender& self) {
   require_seat(*self.core);
-  check(hold_in_transit(*self.core, self.end.id(), End::kSender));
+  check_hold(*self.core, hold_in_transit(*self.core, self.end.id(), End::kSender));
   return self.core->token();
 }
 
@@ -128,6 +132,12 @@ void bind_sender(nb::module_& m) {
            "Send an object as a task that can be cancelled until it is received.\n\n"
            "Returns:\n    What `Segment.cancel_task` needs beside the task's id.")
       .def("pending", whole<pending>, "Return how many messages are in the channel.")
+      .def("has_room", whole<has_room>, "Say whether a small message would find room now.")
+      .def_prop_ro("receiver_count", whole<receiver_count>,
+                   "How many handles of the receiving end living processes have, those on their "
+                   "way included.")
+      .def("has_receivers", whole<has_receivers>,
+           "Say whether a living process has the receiving end.")
       .def("transit", whole<transit>,
            "Keep the channel alive for a handle on its way; `open_sender` takes what this returns.")
       .def(

@@ -234,6 +234,8 @@ class Image {
     add(&s.run(0), c.max_pages * 8ULL);
     add(&s.page(0), c.max_pages * sizeof(PageInfo));
     add(s.run_index(), c.max_pages * 4ULL);
+    if (const std::uint32_t bits = h.directory_bits.load(); bits != 0)
+      add(s.key_table(), 4ULL << bits);
     const std::uint32_t end = s.committed_pages();
     for (std::uint32_t p = 0; p < end;) {
       const Run run = Run::unpack(s.run(p).load());

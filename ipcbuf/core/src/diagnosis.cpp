@@ -73,8 +73,8 @@ std::vector<ChannelDiagnosis> diagnose(Segment& s) {
     c.type = checked(static_cast<std::uint32_t>(row.type), ChannelType::kAtomic);
     c.shared = (row.flags & kSharedEnds) != 0;
     c.bell = checked(static_cast<std::uint32_t>(row.bell_kind), BellKind::kSocket);
-    c.max_items = row.max_items;
-    c.max_bytes = row.max_bytes;
+    c.max_items = A::load_relaxed(row.max_items);  // relaxed: given once
+    c.max_bytes = A::load_relaxed(row.max_bytes);
     const auto got = static_cast<std::uint32_t>(A::load_acquire(row.receiver.items));
     const auto sent = static_cast<std::uint32_t>(A::load_acquire(row.sender.items));
     // The two were read at different moments.

@@ -65,6 +65,16 @@ std::uint32_t Endpoint::pending() noexcept {
   return (n < 1U << 31 ? n : 0) + returned;  // the two were read at different moments
 }
 
+bool Endpoint::is_full() noexcept {
+  const std::uint64_t max_items = A::load_relaxed(row_.max_items);  // relaxed: given once
+  return max_items != 0 && pending() >= max_items;
+}
+
+bool Endpoint::is_gone(const EndRow& side) noexcept {
+  const auto state = static_cast<EndState>(A::load_acquire(side.state));
+  return state == EndState::kClosed || state == EndState::kDead;
+}
+
 Status Endpoint::enter(std::int64_t until_ns) noexcept {
   const Status status = claim(until_ns);
   // E1: `close` stores, then looks whether we are inside; we are inside, then look.
@@ -221,24 +231,22 @@ void Endpoint::finish_wait(const Wait& wait) noexcept {
   if (!wait.slept) return;
   Doorbell<> bell(bell_row(), s_.asymmetric());
   bell.leave();  // D2
-  const bool more =
-      end_ == End::kReceiver ? pending() != 0 : row_.max_items == 0 || row_.max_items > pending();
+  const bool more = end_ == End::kReceiver ? pending() != 0 : !is_full();
   if (more) bell.wake();
 }
 
 // ---- sender ----
 
 bool SenderEnd::has_room(std::uint64_t weight) noexcept {
-  if (row_.max_items != 0 && pending() >= row_.max_items) return false;
-  if (row_.max_bytes == 0) return true;
+  if (is_full()) return false;
+  const std::uint64_t max_bytes = A::load_relaxed(row_.max_bytes);  // relaxed: given once
+  if (max_bytes == 0) return true;
   const std::uint64_t sent = A::load_acquire(row_.sender.bytes);
   const std::uint64_t received = A::load_acquire(row_.receiver.bytes);
   const std::uint64_t inside = sent > received ? sent - received : 0;
   // An empty channel takes one message of any size.
-  return inside == 0 || pending() == 0 || inside + weight <= row_.max_bytes;
+  return inside == 0 || pending() == 0 || inside + weight <= max_bytes;
 }
-
-bool SenderEnd::is_full() noexcept { return row_.max_items != 0 && pending() >= row_.max_items; }
 
 /// D3: writes the byte that a polled descriptor needs.
 void SenderEnd::ring_bell_entered() noexcept {
@@ -341,10 +349,7 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
   if (platform::monotonic_ns() >= until_ns) return Status::kFull;
   const std::uint64_t weight = m.weight();
   Doorbell<> bell(row_.room, s_.asymmetric());
-  const auto ready = [&] {
-    return has_room(weight) ||
-           A::load_acquire(other().state) != static_cast<std::uint32_t>(EndState::kOpen);
-  };
+  const auto ready = [&] { return has_room(weight) || is_gone(other()); };
   if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, wait, ready);
   if (ready()) return Status::kSlice;
   if (const Status health = s_.health(); health != Status::kOk) return health;
@@ -355,8 +360,7 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
 
 bool ReceiverEnd::has_data() noexcept {
   return A::load_acquire(row_.sender.items) != A::load_acquire(row_.receiver.items) ||
-         (leased_ && A::load_acquire(row_.returned) != 0) ||
-         A::load_acquire(row_.sender.state) != static_cast<std::uint32_t>(EndState::kOpen);
+         (leased_ && A::load_acquire(row_.returned) != 0) || is_gone(row_.sender);
 }
 
 bool ReceiverEnd::is_empty() noexcept {
@@ -503,7 +507,7 @@ Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
   if (leased_ && A::load_acquire(row_.returned) != 0) [[unlikely]] {
     status = take_returned(m, lock_until);
     if (status != Status::kEmpty) {
-      if (status == Status::kOk && row_.max_items != 0)
+      if (status == Status::kOk && max_items() != 0)
         Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
       return status;
     }
@@ -512,7 +516,9 @@ Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
   if (status != Status::kOk) return status;
   status = receive_entered(m);
   leave();
-  if (status == Status::kOk && (row_.max_items | row_.max_bytes) != 0)
+  // relaxed: a sender can only sleep for room once a limit was given
+  if (status == Status::kOk &&
+      (A::load_relaxed(row_.max_items) | A::load_relaxed(row_.max_bytes)) != 0)
     Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
   return status;
 }

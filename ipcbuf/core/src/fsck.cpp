@@ -8,9 +8,11 @@
 
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/channel.hpp"
+#include "ipcbuf/directory.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/ring.hpp"
 #include "ipcbuf/slots.hpp"
+#include "ipcbuf/static_area.hpp"
 
 namespace ipcbuf {
 
@@ -25,6 +27,7 @@ class Walk {
   Census run() {
     slots();
     channels();
+    if (exact_) directory();
     runs();
     entries();
     if (s_.is_poisoned()) problem("poisoned at line %llu", A::load_relaxed(s_.header().poisoned));
@@ -66,11 +69,56 @@ class Walk {
         continue;
       }
       reach(s_, i, reached_);
-      if (exact_) chain(i, row);
+      if (exact_ && row.type == ChannelType::kRecord) chain(i, row);
+      if (exact_ && row.type == ChannelType::kStatic) area(i, row, word.generation);
       const auto sent = static_cast<std::uint32_t>(A::load_acquire(row.sender.items));
       const auto got = static_cast<std::uint32_t>(A::load_acquire(row.receiver.items));
       if (static_cast<std::int32_t>(sent - got) > 0) census_.messages += sent - got;
     }
+  }
+
+  void area(std::uint32_t index, ChannelRow& row, std::uint32_t generation) {
+    BlockPlace p{};
+    Holder holder{};
+    if (!s_.place(area_block(s_, row), p) || !read_holder(s_, p, holder) ||
+        holder != by_channel(make_id(index, generation)) || area_length(s_, row) == 0)
+      problem("channel %llu: its block is none", index);
+  }
+
+  /// J2, J3 of directory.hpp.
+  void directory() {
+    if (s_.header().directory_lock.owner() != 0) {
+      problem("the directory is locked");
+      return;
+    }
+    const std::uint32_t high = s_.channels_high();
+    std::map<std::string, std::uint32_t> keys;
+    for (std::uint32_t i = 0; i < high && i < s_.constants().max_channels; ++i) {
+      ChannelRow& row = s_.channel(i);
+      if (ChannelWord::unpack(A::load_acquire(row.state)).state != ChannelState::kActive) continue;
+      const std::uint32_t marks = A::load_acquire(row.marks);
+      if (((marks & kKeyed) != 0) != (row.key.kind != KeyKind::kNone) ||
+          row.key.kind > KeyKind::kStr || row.key.length > kMaxKey)
+        problem("channel %llu: impossible key", i);
+      if ((marks & (kKeyed | kRemoved)) != kKeyed) continue;
+      const std::string key(reinterpret_cast<const char*>(&row.key), sizeof row.key);
+      if (!keys.emplace(key, i).second)
+        problem("channels %llu and %llu have the same key", keys[key], i);
+      if (directory_row(s_, row.key) != i + 1)
+        problem("channel %llu: the directory does not find it", i);
+    }
+    const std::uint32_t bits = A::load_acquire(s_.header().directory_bits);
+    std::uint32_t used = 0;
+    std::uint32_t live = 0;
+    for (std::uint32_t at = 0; bits != 0 && at < 1U << bits; ++at) {
+      const std::uint32_t value = A::load_acquire(s_.key_table()[at]);
+      used += value != 0 ? 1 : 0;
+      live += value != 0 && value != kTombstone ? 1 : 0;
+    }
+    if (live != keys.size()) problem("%llu keys, %llu in the directory", keys.size(), live);
+    if (used != A::load_acquire(s_.header().directory_used))
+      problem("%llu places of the directory are used, counted %llu", used,
+              A::load_acquire(s_.header().directory_used));
   }
 
   void chain(std::uint32_t index, ChannelRow& row) {

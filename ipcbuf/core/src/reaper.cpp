@@ -6,6 +6,7 @@
 
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/channel.hpp"
+#include "ipcbuf/directory.hpp"
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/lease.hpp"
 #include "ipcbuf/platform.hpp"
@@ -51,16 +52,18 @@ void reap_channel(Segment& s, std::uint32_t index, Token dead) {
   for (const End end : {End::kSender, End::kReceiver}) {
     EndRow& side = end == End::kSender ? row.sender : row.receiver;
     if (side.lock.owner() == dead) recover_end_lock(s, index, end);
+    HoldList& holds = end == End::kSender ? row.sender_holds : row.receiver_holds;
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
-    if (A::load_acquire(side.owner) == dead && A::load_acquire(side.state) == open) {
-      // Open still, so the dead has its hold and nobody destroys the channel under us. No lock
-      // tells the next user to recover the mirrors, so we do, before the end is seen dead.
+    // While the dead has its hold, which nobody but us drops, the channel is not destroyed and
+    // nobody else joins an exclusive end, so what is read here belongs together.
+    if (has_hold(s, holds, HoldKind::kProcess, dead) && A::load_acquire(side.owner) == dead &&
+        A::load_acquire(side.state) == open) {
+      // No lock tells the next user to recover the mirrors, so we do, before the end is seen dead.
       const std::uint32_t id = channel_id(index, row);
       end == End::kSender ? recover_sender(s, row, id) : recover_receiver(s, row, id);
       if (A::compare_exchange(side.state, open, static_cast<std::uint32_t>(EndState::kDead)))  // C4
         wake_channel(s, row);
     }
-    HoldList& holds = end == End::kSender ? row.sender_holds : row.receiver_holds;
     if (has_hold(s, holds, HoldKind::kProcess, dead)) {
       mark_left(side, dead_pid);
       drop_hold(s, holds, HoldKind::kProcess, dead, true);
@@ -155,6 +158,7 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
   const std::uint64_t state = A::load_acquire(row.state);
   if (ChannelWord::unpack(state).state == ChannelState::kFree) return;
   const std::uint32_t id = channel_id(index, row);
+  if (row.type == ChannelType::kStatic) out.rings.insert(A::load_acquire(row.value));
   // A failure means that the receiver moved on meanwhile; only a corrupted chain goes on failing.
   for (int tries = 0; tries < 100'000; ++tries) {
     std::uint64_t at = A::load_acquire(row.receiver.ring);
@@ -230,6 +234,7 @@ void reap(Segment& s, Token dead) {
   if (!held) return;
   if (still_there()) {
     if (s.header().heap_lock.owner() == dead) RunHeap(s).recover_lock();
+    recover_directory_lock(s);  // before the channels: a half-made one must not stand there
     const std::uint32_t channels = s.channels_high();
     for (std::uint32_t i = 0; i < channels; ++i) reap_channel(s, i, dead);
     reap_entries(s, dead);

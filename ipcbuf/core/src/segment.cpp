@@ -434,19 +434,27 @@ constexpr std::uint64_t endpoint_key(std::uint32_t channel_id, End end) noexcept
 }
 }  // namespace
 
+// The mutex is not held while holds change: what that leads to takes locks of the segment. A fork
+// in between gives the child no hold for an object that the child does not have either.
 Status Segment::add_endpoint(std::uint32_t channel_id, End end) {
-  const std::lock_guard lock(mutex_);
   const Status status =
       add_hold(*this, hold_list(*this, channel_id, end), Hold{HoldKind::kProcess, token(), 1});
-  if (status == Status::kOk) ++endpoints_[endpoint_key(channel_id, end)];
+  if (status == Status::kOk) note_endpoint(channel_id, end);
   return status;
 }
 
-void Segment::remove_endpoint(std::uint32_t channel_id, End end) {
+void Segment::note_endpoint(std::uint32_t channel_id, End end) {
   const std::lock_guard lock(mutex_);
-  const auto it = endpoints_.find(endpoint_key(channel_id, end));
-  if (it == endpoints_.end()) return;
-  if (--it->second == 0) endpoints_.erase(it);
+  ++endpoints_[endpoint_key(channel_id, end)];
+}
+
+void Segment::remove_endpoint(std::uint32_t channel_id, End end) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto it = endpoints_.find(endpoint_key(channel_id, end));
+    if (it == endpoints_.end()) return;
+    if (--it->second == 0) endpoints_.erase(it);
+  }
   drop_endpoint_hold(*this, channel_id, end, HoldKind::kProcess, token());
 }
 

@@ -27,8 +27,8 @@
 //   C3  EndRow::items  publish -> wait_data     carries "something is there" (with D1)
 //   C4  EndRow::state  close, reap -> peer_gone carries "nothing more will be published"
 //
-// Locks: receiver.lock before sender.lock before heap_lock. Under a lock no allocation, no
-// copy to or from pages that may be untouched but the ring itself, no Python.
+// Locks: directory_lock before receiver.lock before sender.lock before heap_lock. Under a lock no
+// allocation, no copy to or from pages that may be untouched but the ring itself, no Python.
 #pragma once
 
 #include <atomic>
@@ -47,18 +47,26 @@ struct ChannelOptions {
   BellKind bell = BellKind::kFutex;
   std::uint64_t max_items = 0;
   std::uint64_t max_bytes = 0;
+  ChannelType type = ChannelType::kRecord;
 };
 
+/// A row in state kClaimed, ours, filled and empty of holds; of a record channel with its first
+/// ring. `activate` is its commit, `destroy_channel` takes it back.
+[[nodiscard]] Status draft_channel(Segment& segment, const ChannelOptions& options,
+                                   std::uint32_t& id, Failure& why);
+void activate_channel(Segment& segment, std::uint32_t id) noexcept;
 /// Makes a channel; this process holds both ends (one endpoint object each).
 [[nodiscard]] Status create_channel(Segment& segment, const ChannelOptions& options,
                                     std::uint32_t& id, Failure& why);
 /// Another endpoint object for an end that is held already, by us or by `transit` for us.
-[[nodiscard]] Status open_channel(Segment& segment, std::uint32_t id, End end, Token transit);
+[[nodiscard]] Status open_channel(Segment& segment, std::uint32_t id, End end, Token transit,
+                                  ChannelType type = ChannelType::kRecord);
 /// A hold for a handle on its way to another process.
 [[nodiscard]] Status hold_in_transit(Segment& segment, std::uint32_t id, End end);
 /// Gives up a hold; closes the end with its last, and the channel with both ends.
 void drop_endpoint_hold(Segment& segment, std::uint32_t id, End end, HoldKind kind, Token token);
-/// Closes ends without holders; empties and frees the channel if nobody holds it.
+/// Closes ends without holders; empties and frees the channel if nobody holds it. Takes
+/// directory_lock: only under it a channel ceases to be active (J1 of directory.hpp).
 void settle_channel(Segment& segment, std::uint32_t index);
 /// Empties and frees a channel whose state word is (kClaimed or kDestroying, ours).
 void destroy_channel(Segment& segment, std::uint32_t index);
@@ -132,7 +140,10 @@ class Endpoint {
   [[nodiscard]] bool is_shared() const noexcept { return shared_; }
   [[nodiscard]] bool is_leased() const noexcept { return leased_; }
   [[nodiscard]] std::uint32_t pending() noexcept;
-  [[nodiscard]] std::uint64_t max_items() const noexcept { return row_.max_items; }
+  [[nodiscard]] std::uint64_t max_items() const noexcept {
+    return Atomics::load_relaxed(row_.max_items);  // relaxed: given once
+  }
+  [[nodiscard]] bool is_full() noexcept;
   [[nodiscard]] int bell_fd() const noexcept { return bell_fd_; }
   void set_bell_fd(int fd) noexcept { bell_fd_ = fd; }
   /// Gives the end up; the last one closes it for the other side. Once.
@@ -148,6 +159,8 @@ class Endpoint {
   [[nodiscard]] EndRow& other() noexcept {
     return end_ == End::kSender ? row_.receiver : row_.sender;
   }
+  /// Its users left or died; an end that is still awaited is not gone.
+  [[nodiscard]] static bool is_gone(const EndRow& side) noexcept;
   /// The right to use this end now: the lock of a shared one, the claim of an exclusive one.
   [[nodiscard]] Status enter(std::int64_t until_ns) noexcept;
   [[nodiscard]] Status claim(std::int64_t until_ns) noexcept;
@@ -195,7 +208,8 @@ class SenderEnd : public Endpoint {
   /// One attempt and at most one slice of waiting. kSlice: look for signals and call again.
   [[nodiscard]] Status send_slice(const Outgoing& message, std::int64_t until_ns, Failure& why,
                                   Wait& wait);
-  [[nodiscard]] bool is_full() noexcept;
+  /// True if a small message would not have to wait.
+  [[nodiscard]] bool has_room() noexcept { return has_room(kRecordHeader); }
 
  private:
   [[nodiscard]] Status send_entered(const Outgoing& message, std::uint64_t& spare_ring,

@@ -25,7 +25,7 @@ struct Census {
   std::uint64_t process_blocks = 0;  // held by a process, in flight ones not counted
   std::uint64_t process_bytes = 0;
   std::uint64_t flight_blocks = 0;
-  std::uint64_t ring_blocks = 0;
+  std::uint64_t ring_blocks = 0;      // blocks of static segments included
   std::uint64_t leased_blocks = 0;    // of process_blocks, those that go back if it dies
   std::uint64_t returned_blocks = 0;  // that went back, and wait to be taken again
   std::uint64_t shared_blocks = 0;

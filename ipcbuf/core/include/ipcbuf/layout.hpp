@@ -281,6 +281,17 @@ static_assert(sizeof(ChannelKey) == kCacheLine);
 // ChannelRow::flags
 inline constexpr std::uint32_t kSharedEnds = 1;  // many users per end, with a lock
 inline constexpr std::uint32_t kLeased = 2;      // what the dead had taken is delivered again
+// ChannelRow::marks: set once, never cleared while active.
+inline constexpr std::uint32_t kKeyed = 1;       // it has a key
+inline constexpr std::uint32_t kRemoved = 2;     // its key was taken away; its users see the end
+inline constexpr std::uint32_t kItemsGiven = 4;  // somebody said how many items it may hold
+inline constexpr std::uint32_t kBytesGiven = 8;
+/// ChannelRow::ready of a static segment.
+enum class InitState : std::uint32_t {
+  kNever = 0,  // no init function has run: zeros, or what its users wrote
+  kDone = 1,
+  kBegun = 2,  // one runs, raised, or died: to be zeroed before the next
+};
 
 /// What one side sleeps on and the other rings. See doorbell.hpp.
 struct BellRow {
@@ -313,14 +324,15 @@ struct ChannelRow {
   Atomic<std::uint64_t> state;       // ChannelWord
   std::uint32_t flags;               // immutable while active
   BellKind bell_kind;                // immutable while active
-  std::uint64_t max_items;           // 0 = unbounded
-  std::uint64_t max_bytes;           // 0 = unbounded
+  Atomic<std::uint64_t> max_items;   // 0 = unbounded; with a key: whoever gives it first
+  Atomic<std::uint64_t> max_bytes;   // 0 = unbounded
   ChannelType type;                  // immutable while active
   Atomic<std::uint32_t> returned;    // leased messages of the dead that wait to be taken again
   Atomic<std::uint64_t> value;       // kAtomic: the value; kStatic: offset of the block
-  Atomic<std::uint32_t> ready;       // kStatic: 1 once its init function has returned
+  Atomic<std::uint32_t> ready;       // kStatic: InitState
   Atomic<std::uint32_t> give_backs;  // how often a message was handed back; grows
-  std::uint32_t spare0[2];
+  Atomic<std::uint32_t> marks;       // kKeyed, kRemoved, kItemsGiven, kBytesGiven
+  std::uint32_t spare0;
   EndRow sender;
   EndRow receiver;
   BellRow data;  // receivers sleep here
@@ -390,7 +402,8 @@ struct Header {
   Atomic<std::uint32_t> channel_hint;
   Atomic<std::uint32_t> entry_hint;
   Atomic<std::uint32_t> reap_hint;
-  std::uint32_t spare2[8];
+  Atomic<std::uint32_t> channels_free;  // about so many rows below channels_high; never trusted
+  std::uint32_t spare2[7];
 
   alignas(kCacheLine) Atomic<std::uint32_t> death_epoch;  // grows with every burial
   Atomic<std::uint32_t> spare3;
@@ -404,7 +417,9 @@ struct Header {
   alignas(kCacheLine) OwnerWord<> directory_lock;
   Atomic<std::uint32_t> directory_bits;  // its table has 2^bits places; 0 = none yet
   Atomic<std::uint32_t> directory_used;  // places that are not empty, deleted ones included
-  std::uint32_t spare5[13];
+  Atomic<std::uint32_t>
+      directory_changes;  // grows with every new key; who waits for one sleeps here
+  std::uint32_t spare5[12];
 };
 static_assert(sizeof(Header) <= 4096);
 

@@ -132,6 +132,9 @@ class Segment {
   [[nodiscard]] std::uint32_t* run_index() noexcept {
     return table<std::uint32_t>(constants_.index);
   }
+  [[nodiscard]] Atomic<std::uint32_t>* key_table() noexcept {
+    return table<Atomic<std::uint32_t>>(constants_.directory);
+  }
   [[nodiscard]] std::uint32_t committed_pages() noexcept {
     const std::uint32_t n = Atomics::load_acquire(header().committed_pages);
     return n <= constants_.max_pages ? n : constants_.max_pages;
@@ -204,6 +207,8 @@ class Segment {
   void add_view(LiveView& view);
   void remove_view(LiveView& view);
   [[nodiscard]] Status add_endpoint(std::uint32_t channel_id, End end);
+  /// Of an end whose hold was added already: a fork is to add the child's.
+  void note_endpoint(std::uint32_t channel_id, End end);
   void remove_endpoint(std::uint32_t channel_id, End end);
   [[nodiscard]] std::mutex& mutex() noexcept { return mutex_; }
   [[nodiscard]] std::size_t view_count();
