@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kEndStates[] = {"open", "closed", "dead", "awaited"};
 constexpr const char* kChannelTypes[] = {"record", "static", "atomic"};
 constexpr const char* kBellKinds[] = {"futex", "eventfd", "socket"};
-constexpr const char* kHoldKinds[] = {"none", "process", "channel", "transit"};
+constexpr const char* kHoldKinds[] = {"none", "process", "ticket", "transit"};
 
 template <class E, std::size_t N>
 const char* name_of(E value, const char* const (&names)[N]) {

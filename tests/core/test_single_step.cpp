@@ -222,6 +222,70 @@ std::vector<Scenario> heap_scenarios() {
     s.stepped.act = [](World& w) { ThreadHeap::of(*w.s).trim(); };
     all.push_back(s);
   }
+  // 4 MiB and more of free pages, so that some of them can be given back.
+  const auto burst = [](World& w) {
+    Failure why;
+    std::uint32_t run = 0;
+    REQUIRE(w, RunHeap(*w.s).allocate(300, run, why) == Status::kOk);
+    REQUIRE(w, RunHeap(*w.s).free(run) == Status::kOk);
+  };
+  {
+    Scenario s{.name = "give back the tail of a run, then all"};
+    s.leaves_nothing = true;
+    s.max_size = 8U << 20;
+    s.set_up = burst;
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, RunHeap(*w.s).give_back(150) == 150);
+      w.op(1);
+      REQUIRE(w, RunHeap(*w.s).give_back(UINT32_MAX) >= 128);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "take a part of a returned run, free it"};
+    s.leaves_nothing = true;
+    s.max_size = 8U << 20;
+    s.set_up = [burst](World& w) {
+      burst(w);
+      REQUIRE(w, RunHeap(*w.s).give_back(UINT32_MAX) >= 300);
+    };
+    s.stepped.act = [](World& w) {
+      Failure why;
+      std::uint32_t run = 0;
+      REQUIRE(w, RunHeap(*w.s).allocate(20, run, why) == Status::kOk);
+      w.op(1);
+      REQUIRE(w, RunHeap(*w.s).free(run) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "take a run across free and returned ones"};
+    s.leaves_nothing = true;
+    s.max_size = 8U << 20;
+    s.set_up = [burst](World& w) {
+      burst(w);
+      REQUIRE(w, RunHeap(*w.s).give_back(150) == 150);
+    };
+    s.stepped.act = [](World& w) {
+      Failure why;
+      std::uint32_t run = 0;
+      REQUIRE(w, RunHeap(*w.s).allocate(510, run, why) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "a thread's heap settles"};
+    s.leaves_nothing = true;
+    s.max_size = 24U << 20;
+    s.stepped.prepare = [](World& w) {
+      std::uint64_t blocks[2] = {};
+      for (std::uint64_t& block : blocks) block = allocate(w, 9'000'000);
+      for (const std::uint64_t block : blocks) release(w, block);
+      ThreadHeap::of(*w.s).settle();
+    };
+    s.stepped.act = [](World& w) { ThreadHeap::of(*w.s).settle(); };
+    all.push_back(s);
+  }
   {
     Scenario s{.name = "a thread ends (abandon)"};
     s.leaves_nothing = true;
@@ -698,6 +762,97 @@ std::vector<Scenario> process_scenarios() {
     s.stepped.act = [](World& w) {
       REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
     };
+    all.push_back(s);
+  }
+  const auto ticket_for = [](World& w, std::uint64_t held) {
+    Failure why;
+    std::uint64_t ticket = 0;
+    REQUIRE(w, make_ticket(*w.s, held, ticket, why) == Status::kOk);
+    return ticket;
+  };
+  const auto filled = [](World& w) {
+    const std::uint64_t block = allocate(w, 3000);
+    std::memset(w.s->payload(block), pattern(1, 0), 3000);
+    return block;
+  };
+  const auto send_ticket = [](World& w, std::uint64_t ticket) {
+    const std::uint64_t number = w.page->sent[0].load() + 1;
+    Outgoing m;
+    m.kind = RecordKind::kRaw;
+    m.payload = &number;
+    m.payload_size = sizeof number;
+    m.block_count = 1;
+    m.blocks[0] = {ticket, 3000};
+    Failure why;
+    REQUIRE(w, w.tx[0]->try_send(m, platform::kForever, why) == Status::kOk);
+    w.page->sent[0].store(number);
+  };
+  {
+    Scenario s{.name = "make tickets of a block, drop them all"};
+    s.leaves_nothing = true;
+    s.stepped.act = [ticket_for](World& w) {
+      const std::uint64_t block = allocate(w, 3000);
+      const std::uint64_t ticket = ticket_for(w, block);
+      const std::uint64_t other = ticket_for(w, ticket);
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+      release(w, ticket), release(w, other);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "move a block: share, send, let go"};
+    s.set_up = one_channel;
+    s.stepped.prepare = [filled](World& w) { w.page->values[0] = filled(w); };
+    s.stepped.act = [ticket_for, send_ticket](World& w) {
+      send_ticket(w, ticket_for(w, w.page->values[0]));
+      w.op(1);
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "receive a moved block, let go"};
+    s.set_up = [ticket_for, send_ticket, filled](World& w) {
+      one_channel(w);
+      const std::uint64_t block = filled(w);
+      send_ticket(w, ticket_for(w, block));
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+    };
+    s.stepped.act = [](World& w) {
+      static Incoming m;
+      REQUIRE(w, receive(w, 0, m) == Status::kOk);
+      w.op(1), release(w, m.blocks[0].offset);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "open a ticket from its text, let go"};
+    s.set_up = [ticket_for](World& w) {
+      const std::uint64_t block = allocate(w, 3000);
+      w.page->values[0] = ticket_for(w, block);
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+      offer_ticket(*w.s, w.page->values[0]);
+    };
+    s.stepped.act = [](World& w) {
+      const auto text = *reinterpret_cast<TicketText*>(w.s->payload(w.page->values[0]));
+      REQUIRE(w, adopt_ticket(*w.s, text) == Status::kOk);
+      w.op(1), release(w, text.offset);
+    };
+    s.vanishing = true;
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "fork with a view of a moved block"};
+    s.leaves_nothing = true;
+    s.stepped.prepare = [ticket_for](World& w) {
+      const std::uint64_t block = allocate(w, 3000);
+      auto* view = new LiveView;
+      view->block = ticket_for(w, block);
+      w.s->add_view(*view);
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+    };
+    s.stepped.act = fork_once;
+    s.follows_fork = true;
     all.push_back(s);
   }
   {

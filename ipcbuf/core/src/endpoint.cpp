@@ -12,6 +12,7 @@
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/thread_heap.hpp"
+#include "ipcbuf/ticket.hpp"
 
 namespace ipcbuf {
 
@@ -430,7 +431,9 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
       BlockPlace p{};
       Holder holder{};
       if (!s_.place(m.blocks[i].offset, p) || !read_holder(s_, p, holder) ||
-          holder.kind == HolderKind::kFree || m.blocks[i].length > p.size() - sizeof(BlockHeader))
+          holder.kind == HolderKind::kFree ||
+          // Of a ticket the length is the shared block's, which is checked when it is read.
+          (m.blocks[i].length > p.size() - sizeof(BlockHeader) && !is_ticket(s_, p.offset)))
         return s_.poison(__LINE__);
       note_slot(s_, p);
       if (leased_) {

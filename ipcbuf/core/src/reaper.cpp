@@ -241,8 +241,9 @@ void reap(Segment& s, Token dead) {
       const Token owner = Run::unpack(A::load_acquire(s.run(head))).token;
       if (owner == dead || owner == 0) orphan_slab(s, head);
     }
-    for (const std::uint32_t head : runs_in(s, RunState::kReserved))
-      if (Run::unpack(A::load_acquire(s.run(head))).token == dead) (void)RunHeap(s).free(head);
+    for (const RunState taken : {RunState::kReserved, RunState::kUnbacked})
+      for (const std::uint32_t head : runs_in(s, taken))
+        if (Run::unpack(A::load_acquire(s.run(head))).token == dead) (void)RunHeap(s).free(head);
     A::fetch_add(s.header().reaps, 1);
     A::fetch_add(s.header().death_epoch, 1);
     std::uint32_t generation = (generation_of(dead) + 1) & kGenerationMask;

@@ -16,6 +16,7 @@
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/slots.hpp"
+#include "ipcbuf/ticket.hpp"
 
 namespace ipcbuf {
 
@@ -203,6 +204,12 @@ int Segment::reserve(std::uint64_t offset, std::uint64_t length) noexcept {
   if (!is_whole()) return -ESTALE;
   if (is_lost()) return -EBADF;  // the number may be another file's by now
   return platform::reserve(fd_, offset, length);
+}
+
+int Segment::punch(std::uint64_t offset, std::uint64_t length) noexcept {
+  if (offset + length > constants_.window || offset + length < offset) return -EINVAL;
+  if (is_lost()) return -EBADF;  // the number may be another file's by now
+  return platform::punch(fd_, offset, length);
 }
 
 // ---- create, attach, leave ----
@@ -426,6 +433,19 @@ std::size_t Segment::view_count() {
   std::size_t n = 0;
   for (const LiveView* v = views_.next; v != &views_; v = v->next) ++n;
   return n;
+}
+
+std::uint64_t Segment::view_bytes() {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const LiveView* v = views_.next; v != &views_; v = v->next) {
+    if (v->block == 0) continue;
+    std::uint64_t length = A::load_relaxed(block(v->block).length);
+    std::uint64_t behind = 0;
+    if (is_ticket(*this, v->block)) (void)read_ticket(*this, v->block, behind, length);
+    sum += length;
+  }
+  return sum;
 }
 
 namespace {

@@ -56,6 +56,12 @@ bool barrier_all() noexcept;
 [[nodiscard]] int reopen(int fd) noexcept;
 [[nodiscard]] int duplicate(int fd) noexcept;
 [[nodiscard]] int reserve(int fd, std::uint64_t offset, std::uint64_t length) noexcept;
+/// Gives the memory of a range back; it reads as zero, and has to be reserved before it is written.
+[[nodiscard]] int punch(int fd, std::uint64_t offset, std::uint64_t length) noexcept;
+/// Size of the file system that the file is in, and what is free there; 0 and 0: it has no limit.
+void file_system_room(int fd, std::uint64_t& size, std::uint64_t& free) noexcept;
+/// The largest size that a file of this process may have (RLIMIT_FSIZE).
+[[nodiscard]] std::uint64_t file_size_limit() noexcept;
 struct FileId {
   std::uint64_t device, inode, size;
 };
@@ -72,7 +78,7 @@ struct MemoryLimits {
   std::uint64_t physical = 0;                  // bytes
   std::uint64_t available = 0;                 // MemAvailable
   std::uint64_t cgroup_limit = UINT64_MAX;     // the least limit above us
-  std::uint64_t cgroup_headroom = UINT64_MAX;  // the least (limit - use + inactive file pages)
+  std::uint64_t cgroup_headroom = UINT64_MAX;  // the least (95 % of limit - use + inactive file)
 };
 [[nodiscard]] MemoryLimits memory_limits() noexcept;
 

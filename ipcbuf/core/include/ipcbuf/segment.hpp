@@ -199,6 +199,8 @@ class Segment {
 
   /// Reserves file space for a table row that is used for the first time.
   [[nodiscard]] int reserve(std::uint64_t offset, std::uint64_t length) noexcept;
+  /// Gives the memory of free pages back to the system.
+  [[nodiscard]] int punch(std::uint64_t offset, std::uint64_t length) noexcept;
 
   // ---- private registries, shared with a child at fork ----
   void add_view(LiveView& view);
@@ -207,6 +209,8 @@ class Segment {
   void remove_endpoint(std::uint32_t channel_id, End end);
   [[nodiscard]] std::mutex& mutex() noexcept { return mutex_; }
   [[nodiscard]] std::size_t view_count();
+  /// Bytes that the views of this process keep alive.
+  [[nodiscard]] std::uint64_t view_bytes();
 
  private:
   friend class ForkHandlers;
