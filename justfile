@@ -20,6 +20,10 @@ core sanitizer="":
     cmake --build build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }}
     ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error --parallel {{ num_cpus() }}
 
+# The heap against its model, any number of examples
+heap-machine examples="200000":
+    IPCBUF_EXAMPLES={{examples}} pytest tests/unit/test_heap_machine.py
+
 # Long seeded runs that kill processes: the figures of every push
 stress *args: _stress_programs
     python tests/stress/report.py run ci

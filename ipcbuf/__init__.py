@@ -12,7 +12,11 @@ Layers, each using only the ones below: `ipcbuf_mp` (the drop-in classes), `ipcb
 Python), `ipcbuf._native` (the binding), the C++ core, its platform calls.
 """
 
-from ._native import Leased, ObjectQueue, Record, Task, set_object_codec
+import pickle as _pickle
+
+from . import arrays as _arrays
+from ._native import Leased, ObjectQueue, Record, Task, Ticket, set_object_codec
+from .arrays import Shared, empty, from_array, move, share, zeros
 from .channel import Receiver, Sender
 from .errors import (
     AbiMismatch,
@@ -77,14 +81,23 @@ __all__ = [
     "SegmentPermission",
     "SegmentTruncated",
     "Sender",
+    "Shared",
     "Task",
+    "Ticket",
     "TooManyProcesses",
     "VersionMismatch",
     "WorkerLost",
     "default_segment",
+    "empty",
     "find_segment",
+    "from_array",
     "gc",
     "list_segments",
+    "move",
     "set_object_codec",
+    "share",
     "unlink",
+    "zeros",
 ]
+
+set_object_codec(_arrays._dumps, _arrays._loads, _pickle.dumps)

@@ -104,8 +104,19 @@ class Segment:
         `dead` is proven; such a process waits to be buried by `reap`.
         """
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Return counts and bytes by state."""
+
+    def trim(self) -> int:
+        """
+        Give the memory of all free runs of 2 MiB and more back to the system now.
+
+        By itself a segment gives back what nobody needed for a second, and keeps 32 MiB, because
+        memory that has to be reserved again is slow.
+
+        Returns:
+            Bytes that were given back.
+        """
 
     def fsck(self) -> list[str]:
         """
@@ -141,6 +152,18 @@ class Record:
     def nbytes(self) -> int:
         """Length in bytes, exactly as allocated or sent."""
 
+    @property
+    def segment(self) -> Segment:
+        """The segment whose heap it is in."""
+
+    @property
+    def address(self) -> int:
+        """Where its first byte is in this process."""
+
+    @property
+    def shareable(self) -> bool:
+        """Whether other processes can have its memory: not of a small message's."""
+
     def __len__(self) -> int: ...
 
     def release(self) -> None:
@@ -153,6 +176,40 @@ class Record:
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class Ticket:
+    """
+    Keeps the memory of a record alive on its way to another process.
+
+    As a buffer beside a message of ours it goes with the message. Its bytes in any other pickle can be opened once, while the process that made it lives.
+    """
+
+    def __init__(self, arg: Record, /) -> None: ...
+
+    @property
+    def beside(self) -> bool:
+        """True: it goes beside a message, not as bytes."""
+
+    @beside.setter
+    def beside(self, arg: bool, /) -> None: ...
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Moving:
+    """A record that is to be sent without a copy."""
+
+    def __init__(self, record: Record, /) -> None: ...
+
+    @property
+    def record(self) -> Record: ...
+
+def open_ticket(segment: Segment, ticket: object, /) -> Record:
+    """
+    Return the record of a ticket that arrived, as a buffer of a message or as bytes.
+
+    Raises:
+        ClosedError: It was opened before, or its sender ended before it was.
+    """
+
 class Sender:
     """
     The sending end of a channel.
@@ -160,11 +217,12 @@ class Sender:
     `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. It ends with `close()`, with its last reference, or with the process.
     """
 
-    def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None:
+    def send(self, data: Buffer | Record | Moving, /, timeout: float | None = None) -> None:
         """
         Send bytes, or move a record, waiting up to *timeout* seconds for room.
 
-        A record is sent without a copy and is released here.
+        A record is sent without a copy and is released here; so is `ipcbuf.move(array)`, which
+        stays readable here.
 
         Raises:
             BufferError: Views of the record still exist.

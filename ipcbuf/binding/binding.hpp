@@ -29,6 +29,7 @@ namespace ipcbuf::binding {
 void bind_segment(nb::module_& m);
 void bind_named(nb::module_& m);
 void bind_record(nb::module_& m);
+void bind_ticket(nb::module_& m);
 void bind_sender(nb::module_& m);
 void bind_receiver(nb::module_& m);
 void bind_task(nb::module_& m);
@@ -94,21 +95,29 @@ class EndListed {
 };
 void bind_diagnosis(nb::class_<PySegment>& segment);
 
-/// A block that Python has: freed with the last reference, pinned by live buffers.
+/// A block that Python has: freed with the last reference, pinned by live buffers. Behind a ticket
+/// it is a shared block; what came as a small message has its bytes in private memory.
 class PyRecord {
  public:
   /// Takes over a block that this process holds.
   PyRecord(nb::object segment, std::uint64_t block, std::uint64_t length);
+  /// A copy in private memory.
+  PyRecord(nb::object segment, const void* bytes, std::size_t length);
   PyRecord(const PyRecord&) = delete;
   PyRecord& operator=(const PyRecord&) = delete;
   ~PyRecord() { free(); }
 
   [[nodiscard]] Segment& core() const { return *core_; }
   [[nodiscard]] nb::object segment() const { return segment_; }
-  [[nodiscard]] bool is_released() const noexcept { return view_.block == 0; }
+  [[nodiscard]] const std::shared_ptr<Segment>& core_pointer() const { return core_; }
+  [[nodiscard]] bool is_released() const noexcept { return data_ == nullptr; }
+  [[nodiscard]] bool is_private() const noexcept { return own_ != nullptr; }
+  [[nodiscard]] bool is_shared() const noexcept { return behind_ticket_; }
+  /// True if the block can have a ticket.
+  [[nodiscard]] bool is_shareable() const noexcept { return view_.block != 0 && !view_.pinned; }
   [[nodiscard]] std::uint64_t block() const noexcept { return view_.block; }
   [[nodiscard]] std::uint64_t length() const noexcept { return length_; }
-  [[nodiscard]] std::byte* data() const noexcept { return core_->payload(view_.block); }
+  [[nodiscard]] std::byte* data() const noexcept { return data_; }
   /// Raises BufferError while views exist, ValueError once released.
   void require_no_views() const;
   void release();
@@ -128,6 +137,40 @@ class PyRecord {
   std::shared_ptr<Segment> core_;
   LiveView view_;
   std::uint64_t length_;
+  std::byte* data_ = nullptr;  // nullptr: released, or sent
+  std::byte* sent_ = nullptr;
+  std::unique_ptr<std::byte[]> own_;
+  bool behind_ticket_ = false;
+};
+
+/// A ticket that has not been sent: freed with this object, unless somebody has its bytes.
+class PyTicket {
+ public:
+  explicit PyTicket(const PyRecord& record);
+  PyTicket(const PyTicket&) = delete;
+  PyTicket& operator=(const PyTicket&) = delete;
+  ~PyTicket();
+
+  [[nodiscard]] const Segment& core() const { return *core_; }
+  [[nodiscard]] std::uint64_t block() const noexcept { return block_; }
+  [[nodiscard]] void* text() const noexcept { return core_->payload(block_); }
+  void offer() noexcept;
+  /// The ticket leaves this object; its new keeper frees it.
+  std::uint64_t take() noexcept;
+
+  bool beside = false;
+  std::uint64_t length = 0;  // of the block it stands for
+
+ private:
+  std::shared_ptr<Segment> core_;
+  std::uint64_t block_ = 0;
+  bool offered_ = false;
+};
+/// The ticket that exports this buffer, or nullptr.
+[[nodiscard]] PyTicket* ticket_behind(PyObject* exporter) noexcept;
+
+struct PyMoving {
+  nb::object record;
 };
 
 struct PySender {
@@ -312,6 +355,10 @@ class Blocks {
   ~Blocks();
   /// A new block with a copy of the bytes, as the next block of `message`.
   std::uint64_t add(Outgoing& message, const void* bytes, std::size_t length);
+  /// The ticket itself, as the next block of `message`.
+  void add(Outgoing& message, PyTicket& ticket) noexcept;
+  /// What belongs beside an encoded object.
+  void add_buffers(Outgoing& message, const std::vector<Py_buffer>& buffers);
   /// The whole message in one block, as a leased channel has it (docs/layout.md).
   void add_leased(Outgoing& message, const Encoded& object);
   void sent() noexcept { count_ = 0; }
@@ -343,6 +390,8 @@ void send_object(PySender& sender, PyObject* object, std::int64_t until,
                  Flavour flavour = Flavour::kNative);
 /// The object of a message that was received; its blocks are taken over.
 nb::object decode(const nb::object& segment, Segment& core, Incoming& message);
+/// Raises: what is delivered again cannot give its memory away.
+[[noreturn]] void refuse_leased();
 /// The object of a leased message, from a private copy; the message stays as it is.
 nb::object decode_leased(const Lease& lease, const std::byte* block, std::uint64_t length);
 /// As `decode`; a raw message is unpickled.

@@ -10,6 +10,7 @@ NB_MODULE(_native, m) {
   bind_segment(m);
   bind_named(m);
   bind_record(m);
+  bind_ticket(m);
   bind_sender(m);
   bind_receiver(m);
   bind_task(m);

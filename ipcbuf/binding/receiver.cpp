@@ -33,11 +33,11 @@ PyRecord* recv_view(PyReceiver& self, nb::handle timeout) {
     if (m.lease != 0) end_lease(*self.core, m.blocks[0].offset);
     return new PyRecord(self.segment, m.blocks[0].offset, m.blocks[0].length);
   }
+  // The message is taken, so nothing that may be refused comes now: no room in the heap either.
+  if (m.kind == RecordKind::kRaw) return new PyRecord(self.segment, m.payload, m.payload_size);
   const nb::object whole = as_bytes(self.segment, *self.core, m);
-  const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(whole.ptr()));
-  const std::uint64_t block = allocate(*self.core, size);
-  copy_bytes(self.core->payload(block), PyBytes_AS_STRING(whole.ptr()), size);
-  return new PyRecord(self.segment, block, size);
+  return new PyRecord(self.segment, PyBytes_AS_STRING(whole.ptr()),
+                      static_cast<std::size_t>(PyBytes_GET_SIZE(whole.ptr())));
 }
 
 PyLeased* recv_leased(PyReceiver& self, nb::handle timeout) {

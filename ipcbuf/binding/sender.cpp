@@ -13,8 +13,16 @@ void send_record(PySender& self, PyRecord& record, std::int64_t until) {
   record.require_no_views();
   Outgoing m;
   m.kind = RecordKind::kRaw;
+  const bool leased = self.end.is_leased();
+  if (record.is_private() && record.length() <= kMaxInline && !leased) {
+    m.payload = record.data();
+    m.payload_size = static_cast<std::uint32_t>(record.length());
+    send(self, m, until);
+    record.release();
+    return;
+  }
   m.payload_in_block = true;
-  if (&record.core() != self.core.get() || !record.is_movable()) {
+  if (&record.core() != self.core.get() || !record.is_movable() || (leased && record.is_shared())) {
     // Of another segment, or shared with a child since a fork: its bytes can only be copied.
     Blocks blocks(*self.core);
     blocks.add(m, record.data(), record.length());
@@ -35,11 +43,32 @@ void send_record(PySender& self, PyRecord& record, std::int64_t until) {
   }
 }
 
+void send_moving(PySender& self, const PyMoving& moving, std::int64_t until) {
+  if (self.end.is_leased()) refuse_leased();
+  const auto& record = nb::cast<const PyRecord&>(moving.record);
+  if (&record.core() != self.core.get())
+    throw nb::value_error(
+        "the array is in another segment than the channel; make it there: "
+        "ipcbuf.empty(..., segment=sender.segment)");
+  PyTicket ticket(record);
+  Outgoing m;
+  m.kind = RecordKind::kRaw;
+  m.payload_in_block = true;
+  Blocks blocks(*self.core);
+  blocks.add(m, ticket);
+  send(self, m, until);
+  blocks.sent();
+}
+
 void send_data(PySender& self, nb::handle data, nb::handle timeout) {
   const std::int64_t until = until_of(timeout);
   require_seat(*self.core);
   if (nb::isinstance<PyRecord>(data)) {
     send_record(self, nb::cast<PyRecord&>(data), until);
+    return;
+  }
+  if (nb::isinstance<PyMoving>(data)) {
+    send_moving(self, nb::cast<const PyMoving&>(data), until);
     return;
   }
   struct Buffer {
@@ -73,7 +102,7 @@ std::uint64_t send_task(PySender& self, nb::handle object, std::uint64_t task_id
   // The state goes out with the message (P1 of core/ring.hpp).
   Atomics::store_relaxed(self.core->block(offset).state,
                          task_id << 2 | static_cast<std::uint64_t>(TaskState::kPending));
-  for (const Py_buffer& b : e.buffers) blocks.add(m, b.buf, static_cast<std::size_t>(b.len));
+  blocks.add_buffers(m, e.buffers);
   struct {
     std::uint64_t task_id;
     std::uint8_t kind;
@@ -109,17 +138,18 @@ void bind_sender(nb::module_& m) {
                        "`Segment.channel` makes it. An exclusive end (shared=False) belongs to the "
                        "first process that uses it, one thread at a time. It ends with `close()`, "
                        "with its last reference, or with the process.")
-      .def(
-          "send", whole<send_data>, nb::arg(), nb::arg("timeout") = nb::none(),
-          nb::sig("def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None"),
-          "Send bytes, or move a record, waiting up to *timeout* seconds for room.\n\n"
-          "A record is sent without a copy and is released here.\n\n"
-          "Raises:\n    BufferError: Views of the record still exist.\n"
-          "    ChannelFull: There was no room in time.\n"
-          "    BrokenChannel: Nobody is left who could receive.\n"
-          "    ClosedError: This end was closed here.\n"
-          "    BusyError: The end is exclusive and has another user.\n"
-          "    HeapExhausted: The segment has no room, with the numbers.")
+      .def("send", whole<send_data>, nb::arg(), nb::arg("timeout") = nb::none(),
+           nb::sig("def send(self, data: Buffer | Record | Moving, /, "
+                   "timeout: float | None = None) -> None"),
+           "Send bytes, or move a record, waiting up to *timeout* seconds for room.\n\n"
+           "A record is sent without a copy and is released here; so is `ipcbuf.move(array)`, "
+           "which\nstays readable here.\n\n"
+           "Raises:\n    BufferError: Views of the record still exist.\n"
+           "    ChannelFull: There was no room in time.\n"
+           "    BrokenChannel: Nobody is left who could receive.\n"
+           "    ClosedError: This end was closed here.\n"
+           "    BusyError: The end is exclusive and has another user.\n"
+           "    HeapExhausted: The segment has no room, with the numbers.")
       .def("send_object", whole<send_any>, nb::arg().none(), nb::arg("timeout") = nb::none(),
            nb::sig("def send_object(self, obj: object, /, timeout: float | None = None) -> None"),
            "Send an object, as `send`. What its pickling raises is raised here.")

@@ -7,3 +7,6 @@ ipcbuf._native.__prefix__:
 
 ipcbuf._native.Record.__suffix__:
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+ipcbuf._native.Ticket.__suffix__:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
