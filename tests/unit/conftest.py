@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["start"]
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory in memory for this test's names alone."""
+    path = Path(tempfile.mkdtemp(prefix="ipcbuf-test-", dir="/dev/shm"))
+    monkeypatch.setenv("IPCBUF_DIR", str(path))
+
+    yield path
+
+    gc.collect()
+    shutil.rmtree(path)
 
 
 @pytest.fixture

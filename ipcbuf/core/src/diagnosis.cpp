@@ -78,6 +78,8 @@ std::vector<ChannelDiagnosis> diagnose(Segment& s) {
     const auto got = static_cast<std::uint32_t>(A::load_acquire(row.receiver.items));
     const auto sent = static_cast<std::uint32_t>(A::load_acquire(row.sender.items));
     // The two were read at different moments.
+    c.sent = sent;
+    c.received = got;
     c.messages = static_cast<std::int32_t>(sent - got) > 0 ? sent - got : 0;
     const std::uint64_t bytes_got = A::load_acquire(row.receiver.bytes);
     const std::uint64_t bytes_sent = A::load_acquire(row.sender.bytes);
