@@ -12,8 +12,12 @@ Layers, each using only the ones below: `ipcbuf_mp` (the drop-in classes), `ipcb
 Python), `ipcbuf._native` (the binding), the C++ core, its platform calls.
 """
 
-from ._native import Leased, ObjectQueue, Record, Task, set_object_codec
-from .channel import Receiver, Sender
+import pickle as _pickle
+
+from . import arrays as _arrays
+from ._native import Leased, ObjectQueue, Record, Task, Ticket, set_object_codec, wait
+from .arrays import Shared, empty, from_array, move, share, zeros
+from .channel import Atomic, ChannelInfo, Receiver, Sender, Static
 from .errors import (
     AbiMismatch,
     BrokenChannel,
@@ -51,10 +55,12 @@ from .segment import (
 
 __all__ = [
     "AbiMismatch",
+    "Atomic",
     "BrokenChannel",
     "BusyError",
     "ChannelEmpty",
     "ChannelFull",
+    "ChannelInfo",
     "ClosedError",
     "EndOfChannel",
     "HeapExhausted",
@@ -77,14 +83,25 @@ __all__ = [
     "SegmentPermission",
     "SegmentTruncated",
     "Sender",
+    "Shared",
+    "Static",
     "Task",
+    "Ticket",
     "TooManyProcesses",
     "VersionMismatch",
     "WorkerLost",
     "default_segment",
+    "empty",
     "find_segment",
+    "from_array",
     "gc",
     "list_segments",
+    "move",
     "set_object_codec",
+    "share",
     "unlink",
+    "wait",
+    "zeros",
 ]
+
+set_object_codec(_arrays._dumps, _arrays._loads, _pickle.dumps)

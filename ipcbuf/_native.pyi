@@ -1,7 +1,9 @@
 """The compiled part of ipcbuf. Use the names that `ipcbuf` exports."""
 
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, overload
 
+from .channel import ChannelInfo
 from typing_extensions import Buffer
 
 
@@ -21,7 +23,8 @@ class Segment:
 
         Taken without a lock while others work, so neighbouring numbers may be of different
         moments. A dictionary has `id`, `key` (int, str or None), `type`, `shared`, `bell`,
-        `messages`, `bytes`, `max_items`, `max_bytes` (0: no limit), and `sender` and `receiver`:
+        `messages`, `bytes`, `sent_count` and `received_count` (ever, modulo 2**32), `max_items`,
+        `max_bytes` (0: no limit), and `sender` and `receiver`:
         dictionaries of `state` ('open', 'closed', 'dead', 'awaited'), `owner` (the pid of the
         only user of an exclusive end), `inside` (the pid that has the lock of a shared one),
         `holders` (list of `kind`, `pid`, `count`), `sleeper` (the pid that went to sleep there
@@ -104,8 +107,19 @@ class Segment:
         `dead` is proven; such a process waits to be buried by `reap`.
         """
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Return counts and bytes by state."""
+
+    def trim(self) -> int:
+        """
+        Give the memory of all free runs of 2 MiB and more back to the system now.
+
+        By itself a segment gives back what nobody needed for a second, and keeps 32 MiB, because
+        memory that has to be reserved again is slow.
+
+        Returns:
+            Bytes that were given back.
+        """
 
     def fsck(self) -> list[str]:
         """
@@ -113,6 +127,109 @@ class Segment:
 
         Exact only while nobody uses the segment.
         """
+
+    def sender(self, key: int | str, /, *, max_items: int | None = None, max_bytes: int | None = None, shared: bool | None = None, lease: bool | None = None) -> Sender:
+        """
+        Return the sending end of the channel of that key, made if need be.
+
+        The first comer makes the channel, later ones join it. Of an exclusive channel (the default) each end has one user at a time; another may join once that one has closed it, left or died. Until somebody has joined at the other end, this one waits for it. The channel goes, with what is in it, when its last user at either end is gone.
+
+        Args:
+            key: An int of 64 bits, or a str of 1 to 60 bytes of UTF-8.
+            max_items: Messages the channel holds at most, 0: any number. None: as others say.
+            max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.
+            shared: Any number of processes and threads may use each end. The first comer decides.
+            lease: What a receiver had taken and not yet finished when it died is delivered again (`Receiver.recv_leased`). Such ends are shared. The first comer decides.
+
+        Raises:
+            ValueError: The channel has another type or limit, `shared` or `lease`.
+            BusyError: The end is exclusive and a living process has it.
+            HeapExhausted: The segment has no room, with the numbers.
+        """
+
+    def receiver(self, key: int | str, /, *, max_items: int | None = None, max_bytes: int | None = None, shared: bool | None = None, lease: bool | None = None) -> Receiver:
+        """
+        Return the receiving end of the channel of that key, made if need be.
+
+        The first comer makes the channel, later ones join it. Of an exclusive channel (the default) each end has one user at a time; another may join once that one has closed it, left or died. Until somebody has joined at the other end, this one waits for it. The channel goes, with what is in it, when its last user at either end is gone.
+
+        Args:
+            key: An int of 64 bits, or a str of 1 to 60 bytes of UTF-8.
+            max_items: Messages the channel holds at most, 0: any number. None: as others say.
+            max_bytes: Bytes of messages it holds at most, or one larger message; 0: no limit.
+            shared: Any number of processes and threads may use each end. The first comer decides.
+            lease: What a receiver had taken and not yet finished when it died is delivered again (`Receiver.recv_leased`). Such ends are shared. The first comer decides.
+
+        Raises:
+            ValueError: The channel has another type or limit, `shared` or `lease`.
+            BusyError: The end is exclusive and a living process has it.
+            HeapExhausted: The segment has no room, with the numbers.
+        """
+
+    def has_channel(self, key: int | str, /) -> bool:
+        """
+        Say whether a living process uses a channel, static segment or atomic of that key.
+        """
+
+    def wait_for_channel(self, key: int | str, /, timeout: float | None = None) -> bool:
+        """
+        Wait up to *timeout* seconds until there is a channel of that key.
+
+        Returns:
+            Whether there is one.
+        """
+
+    def channels(self) -> list[ChannelInfo]:
+        """
+        Return what there is, anonymous channels included, without the users that died.
+
+        Each is a snapshot of its own; others go on meanwhile.
+        """
+
+    def has_channels(self) -> bool:
+        """Say whether the segment has any channel, anonymous ones included."""
+
+    def remove_channel(self, key: int | str, /) -> bool:
+        """
+        Free a key: what comes next under it is new.
+
+        Senders of the old channel get `BrokenChannel` at their next call, receivers what is still in it and then `EndOfChannel`. A static segment or an atomic goes on for those who have it. The memory is freed when the last of them has let go.
+
+        Returns:
+            Whether there was one.
+        """
+
+    def remove_channels(self) -> int:
+        """`remove_channel` for every key; return how many there were."""
+
+    def static(self, key: int | str, nbytes: int, /, init: Callable[[memoryview], object] | None = None) -> Static:
+        """
+        Return the memory of that key, made of *nbytes* zeros if need be.
+
+        Args:
+            key: An int of 64 bits, or a str of 1 to 60 bytes of UTF-8.
+            nbytes: Its length; all who share it must say the same.
+            init: Runs once, however many come at the same time; the others wait for it. If its process dies or it raises, the memory is zeroed and the next comer's runs. Who comes without one gets the memory as it is, but waits for one that runs.
+
+        Raises:
+            ValueError: The key has another length or type.
+            HeapExhausted: The segment has no room, with the numbers.
+        """
+
+    def open_static(self, channel_id: int, transit: int = 0, /) -> Static:
+        """Open a static segment that came with a handle."""
+
+    def atomic(self, key: int | str, /, value: int = 0) -> Atomic:
+        """
+        Return the 64-bit number of that key; who makes it sets it to *value*.
+
+        Raises:
+            ValueError: The key is of another type.
+            OverflowError: The value has more than 64 bits.
+        """
+
+    def open_atomic(self, channel_id: int, transit: int = 0, /) -> Atomic:
+        """Open an atomic that came with a handle."""
 
     @property
     def name(self) -> str | None:
@@ -124,11 +241,116 @@ class Segment:
     def retire_native(self) -> None:
         """Remove the name if nobody else uses the segment."""
 
+class Static:
+    """
+    Memory with a key that any number of processes share: a writable buffer.
+
+    `Segment.static` makes it. Use it through `memoryview` or `numpy.frombuffer`. It is freed when the last process that has it closes it, drops it or dies.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes, exactly as asked."""
+
+    @property
+    def key(self) -> int | str: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def channel_id(self) -> int: ...
+
+    @property
+    def segment(self) -> Segment: ...
+
+    def __len__(self) -> int: ...
+
+    def transit(self) -> int:
+        """
+        Keep the memory alive for a handle on its way; `open_static` takes what this returns.
+        """
+
+    def close(self) -> None:
+        """
+        Let go of the memory. Twice is allowed.
+
+        Raises:
+            BufferError: Views of it still exist.
+        """
+
+    def __enter__(self) -> Static: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Atomic:
+    """
+    A signed number of 64 bits with a key, which any number of processes change and wait for.
+
+    `Segment.atomic` makes it. Every method is one atomic step, in one order for all. What goes over the end of 64 bits wraps around; arguments beyond them are an OverflowError. As in C++20, changing the value wakes nobody; `notify` does. It is freed when the last process that has it closes it, drops it or dies.
+    """
+
+    def load(self) -> int:
+        """Return the value."""
+
+    def store(self, value: int, /) -> None:
+        """Set the value."""
+
+    def add(self, value: int, /) -> int:
+        """Add to the value, wrapping around; return what it was before."""
+
+    def exchange(self, value: int, /) -> int:
+        """Set the value; return what it was before."""
+
+    def compare_exchange(self, expected: int, desired: int, /) -> bool:
+        """Set the value to *desired* if it is *expected*; say whether it was."""
+
+    def wait(self, while_equal: int, /, timeout: float | None = None) -> int:
+        """
+        Sleep while the value is *while_equal*, up to *timeout* seconds.
+
+        It looks when it begins, when it is notified, and at the end of each slice of the wait (20 ms, after a second 200 ms).
+
+        Returns:
+            The value; if it is *while_equal*, the time was up.
+        """
+
+    def notify(self, n: int | None = None) -> None:
+        """Wake up to *n* waiters, None: all, to look at the value again."""
+
+    @property
+    def key(self) -> int | str: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def channel_id(self) -> int: ...
+
+    @property
+    def segment(self) -> Segment: ...
+
+    def transit(self) -> int:
+        """
+        Keep the cell alive for a handle on its way; `open_atomic` takes what this returns.
+        """
+
+    def close(self) -> None:
+        """
+        Let go of the cell. Waits that are under way here go on. Twice is allowed.
+        """
+
+    def __enter__(self) -> Atomic: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
 def unlink_segment(name: str) -> None: ...
 
 def list_segments() -> list[tuple[str, int, int, tuple[int, ...], bool, str | None]]: ...
 
-def collect_segments() -> list[str]: ...
+def collect_segments(damaged_too: bool, /) -> list[str]: ...
 
 class Record:
     """
@@ -140,6 +362,18 @@ class Record:
     @property
     def nbytes(self) -> int:
         """Length in bytes, exactly as allocated or sent."""
+
+    @property
+    def segment(self) -> Segment:
+        """The segment whose heap it is in."""
+
+    @property
+    def address(self) -> int:
+        """Where its first byte is in this process."""
+
+    @property
+    def shareable(self) -> bool:
+        """Whether other processes can have its memory: not of a small message's."""
 
     def __len__(self) -> int: ...
 
@@ -153,6 +387,40 @@ class Record:
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class Ticket:
+    """
+    Keeps the memory of a record alive on its way to another process.
+
+    As a buffer beside a message of ours it goes with the message. Its bytes in any other pickle can be opened once, while the process that made it lives.
+    """
+
+    def __init__(self, arg: Record, /) -> None: ...
+
+    @property
+    def beside(self) -> bool:
+        """True: it goes beside a message, not as bytes."""
+
+    @beside.setter
+    def beside(self, arg: bool, /) -> None: ...
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Moving:
+    """A record that is to be sent without a copy."""
+
+    def __init__(self, record: Record, /) -> None: ...
+
+    @property
+    def record(self) -> Record: ...
+
+def open_ticket(segment: Segment, ticket: object, /) -> Record:
+    """
+    Return the record of a ticket that arrived, as a buffer of a message or as bytes.
+
+    Raises:
+        ClosedError: It was opened before, or its sender ended before it was.
+    """
+
 class Sender:
     """
     The sending end of a channel.
@@ -160,11 +428,12 @@ class Sender:
     `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. It ends with `close()`, with its last reference, or with the process.
     """
 
-    def send(self, data: Buffer | Record, /, timeout: float | None = None) -> None:
+    def send(self, data: Buffer | Record | Moving, /, timeout: float | None = None) -> None:
         """
         Send bytes, or move a record, waiting up to *timeout* seconds for room.
 
-        A record is sent without a copy and is released here.
+        A record is sent without a copy and is released here; so is `ipcbuf.move(array)`, which
+        stays readable here.
 
         Raises:
             BufferError: Views of the record still exist.
@@ -178,6 +447,17 @@ class Sender:
     def send_object(self, obj: object, /, timeout: float | None = None) -> None:
         """Send an object, as `send`. What its pickling raises is raised here."""
 
+    def asend(self, data: Buffer | Record, /, timeout: float | None = None) -> Coroutine[Any, Any, None]:
+        """
+        Send as `send`, for `await` in an asyncio event loop.
+
+        Tasks of a loop are served in the order in which they came. A cancelled one has sent
+        nothing. The data must not change until then.
+        """
+
+    def asend_object(self, obj: object, /, timeout: float | None = None) -> Coroutine[Any, Any, None]:
+        """Send an object as `send_object`, for `await`; see `asend`."""
+
     def send_task(self, obj: object, task_id: int, /) -> int:
         """
         Send an object as a task that can be cancelled until it is received.
@@ -188,6 +468,25 @@ class Sender:
 
     def pending(self) -> int:
         """Return how many messages are in the channel."""
+
+    def fileno(self) -> int:
+        """
+        Return a descriptor that is readable while there is room, or nobody to receive.
+
+        After a refused send, room means room for that message. Else as `Receiver.fileno`.
+        """
+
+    def has_room(self) -> bool:
+        """Say whether a small message would find room now."""
+
+    @property
+    def receiver_count(self) -> int:
+        """
+        How many handles of the receiving end living processes have, those on their way included.
+        """
+
+    def has_receivers(self) -> bool:
+        """Say whether a living process has the receiving end."""
 
     def transit(self) -> int:
         """
@@ -229,7 +528,7 @@ class Receiver:
     """
     The receiving end of a channel.
 
-    `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. Iterating yields bytes until the channel ends.
+    `Segment.channel` makes it. An exclusive end (shared=False) belongs to the first process that uses it, one thread at a time. Iterating, with `for` or `async for`, yields bytes until the channel ends.
     """
 
     def recv(self, timeout: float | None = None) -> bytes:
@@ -267,6 +566,20 @@ class Receiver:
             ValueError: The channel was not made with lease=True.
         """
 
+    def arecv(self, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
+        """
+        Return the oldest message as `recv`, for `await` in an asyncio event loop.
+
+        Tasks of a loop are served in the order in which they came. A cancelled one has taken
+        no message. The loop watches `fileno()`, so do not add a reader for it beside.
+        """
+
+    def arecv_view(self, timeout: float | None = None) -> Coroutine[Any, Any, Record]:
+        """Return the oldest message as `recv_view`, for `await`; see `arecv`."""
+
+    def arecv_object(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+        """Return the oldest message as `recv_object`, for `await`; see `arecv`."""
+
     def recv_task(self, timeout: float | None = None) -> Task:
         """Start and return the oldest task that was not cancelled."""
 
@@ -278,9 +591,30 @@ class Receiver:
     def pending(self) -> int:
         """Return how many messages are in the channel."""
 
+    def has_data(self) -> bool:
+        """Say whether a message is in the channel."""
+
+    @property
+    def sender_count(self) -> int:
+        """
+        How many handles of the sending end living processes have, those on their way included.
+        """
+
+    def has_senders(self) -> bool:
+        """Say whether a living process has the sending end."""
+
     def fileno(self) -> int:
         """
-        Return a descriptor that is readable while a message is there, from now on.
+        Return a descriptor that is readable while a message, or the end, is there.
+
+        It is for select, poll and event loops, borrowed, and stays valid until the object
+        goes, in a forked child too. It may read ready although another process was faster,
+        so receive with `timeout=0` behind it. A channel that has no descriptor of its own
+        gets one, and this process a thread that makes it readable.
+
+        Raises:
+            ClosedError: This end was closed here.
+            SegmentError: The system refused a descriptor or a thread.
         """
 
     def transit(self) -> int:
@@ -320,6 +654,10 @@ class Receiver:
     def __exit__(self, *args: object) -> None: ...
 
     def __iter__(self) -> Receiver: ...
+
+    def __aiter__(self) -> Receiver: ...
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]: ...
 
     def __next__(self) -> bytes: ...
 
@@ -435,4 +773,26 @@ def set_object_codec(dumps: object, loads: object, dump_bytes: object, /) -> Non
 
     `dumps(obj)` returns a bytes-like payload and a list of buffers that go beside it (or None);
     `loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain pickle.
+    """
+
+def wait(ends: Iterable[Any], timeout: float | None = None) -> list[Any]:
+    """
+    Wait until any of *ends* is ready and return those that are, in the order given.
+
+    A `Receiver` is ready when a message, or the end, is there; a `Sender` when there is room
+    (for the message that it refused last, if it did), or nobody is left to receive. As
+    `multiprocessing.connection.wait` it also takes objects with `fileno()` and descriptors.
+    Nothing is taken: another user of a shared end may be faster, so receive with a time-out.
+    Of no ends at all the answer is [], at once.
+
+    Args:
+        ends: Any number of them, of any segments.
+        timeout: Seconds to wait; None waits for ever, 0 does not wait.
+
+    Returns:
+        What is ready; [] if the time is up.
+
+    Raises:
+        ClosedError: One of the ends was closed here.
+        SegmentError: The system refused a descriptor or a thread, or one is not open.
     """

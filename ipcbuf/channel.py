@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ends of channels as handles: how they travel between processes.
+"""The ends of channels as handles, and what there is under a key: how they travel.
 
-A fork inherits both ends. A pickled end keeps its channel alive until it was unpickled once;
+A fork inherits all of them. A pickled one keeps its channel alive until it was unpickled once;
 if the receiver of the pickle dies before that, until the sender of the pickle ends.
 """
 
@@ -10,16 +10,45 @@ from __future__ import annotations
 
 import copyreg
 from multiprocessing import reduction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._native import Receiver, Sender
+from ._native import Atomic, Receiver, Sender, Static
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .segment import Segment
 
-__all__ = ["Receiver", "Sender"]
+__all__ = ["Atomic", "ChannelInfo", "Receiver", "Sender", "Static"]
+
+
+class ChannelInfo(NamedTuple):
+    """What `Segment.channels` says of one channel.
+
+    Attributes:
+        key: None: an anonymous channel, or one whose key was removed.
+        type: "record", "static" or "atomic".
+        id: Names it in this segment, for `doctor` and handles.
+        shared: Whether each end takes any number of users.
+        producers: Handles of the sending end that living processes have; of a static segment or
+            an atomic, all its handles.
+        consumers: The same of the receiving end.
+        messages: How many are in it.
+        bytes: How many bytes they count; of a static segment its length.
+        max_items: Messages it holds at most; 0: any number.
+        max_bytes: Bytes it holds at most; 0: any number.
+    """
+
+    key: int | str | None
+    type: str
+    id: int
+    shared: bool
+    producers: int
+    consumers: int
+    messages: int
+    bytes: int
+    max_items: int
+    max_bytes: int
 
 
 def _reduce(end: Sender | Receiver) -> tuple[Callable[..., object], tuple[Any, ...]]:
@@ -42,5 +71,23 @@ def _open_receiver(segment: Segment, channel_id: int, transit: int, bell: Any) -
     return end
 
 
+def _reduce_static(area: Static) -> tuple[Callable[..., object], tuple[Any, ...]]:
+    return _open_static, (area.segment, area.channel_id, area.transit())
+
+
+def _open_static(segment: Segment, channel_id: int, transit: int) -> Static:
+    return segment.open_static(channel_id, transit)
+
+
+def _reduce_atomic(cell: Atomic) -> tuple[Callable[..., object], tuple[Any, ...]]:
+    return _open_atomic, (cell.segment, cell.channel_id, cell.transit())
+
+
+def _open_atomic(segment: Segment, channel_id: int, transit: int) -> Atomic:
+    return segment.open_atomic(channel_id, transit)
+
+
+copyreg.pickle(Static, _reduce_static)  # type: ignore[arg-type]
+copyreg.pickle(Atomic, _reduce_atomic)  # type: ignore[arg-type]
 copyreg.pickle(Sender, _reduce)  # type: ignore[arg-type]
 copyreg.pickle(Receiver, _reduce)  # type: ignore[arg-type]

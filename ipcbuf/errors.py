@@ -15,7 +15,7 @@ IpcbufError
 │   └── WorkerLost (RuntimeError)       a worker process ended with a task in hand
 ├── HeapExhausted (MemoryError, OSError)
 │                                       no free run of that size, and no growth
-├── TooManyProcesses (OSError)          no free process slot in the segment
+├── TooManyProcesses (OSError)          no free process slot, or row for a channel, in the segment
 └── SegmentError (OSError)
     ├── SegmentExists (FileExistsError)
     ├── SegmentNotFound (FileNotFoundError)
@@ -242,20 +242,31 @@ class HeapExhausted(IpcbufError, MemoryError, OSError):
 
 
 class TooManyProcesses(IpcbufError, OSError):
-    """All process slots of the segment belong to living processes.
+    """A table of the segment is full: of process slots, of channels, of shared entries.
 
-    The slot of a dead process is reused, so this counts the living only.
+    The rows of dead processes are reused, so this counts what the living have. The tables for
+    channels and for shared entries (blocks or ends that many processes hold) are as long as
+    `max_size` allows for.
 
     Args:
-        limit: How many processes may use one segment at a time.
+        limit: How many rows the table has.
+        what: What a row stands for: "processes", "channels" or "shared entries".
     """
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(errno.EUSERS, f"{limit} processes use this segment; it takes no more")
+    def __init__(self, limit: int, what: str = "processes") -> None:
+        if what == "processes":
+            message = f"{limit} processes use this segment; it takes no more"
+        else:
+            message = (
+                f"the segment has {limit} {what}; it takes no more. Close some, "
+                "or make the segment with a larger max_size"
+            )
+        super().__init__(errno.EUSERS, message)
         self.limit = limit
+        self.what = what
 
     def __reduce__(self) -> tuple[Callable[..., TooManyProcesses], tuple[object, ...]]:
-        return type(self), (self.limit,)
+        return type(self), (self.limit, self.what)
 
 
 class SegmentError(IpcbufError, OSError):

@@ -233,7 +233,7 @@ class _Killer:
             receiver.close()
         self.ends.clear()
         after = self.segment.stats()
-        self.leaked += sum(after[k] - self.before[k] for k in LEFT)
+        self.leaked += sum(after[k] - self.before[k] for k in LEFT)  # type: ignore[literal-required]
         self.leaked += after["processes"] - 1
         self.problems += self.segment.fsck()
 

@@ -12,7 +12,8 @@ Which reducers apply
 
 What goes beside the pickle
   A contiguous buffer of at least `LARGE` bytes goes into a heap block of its own, at most
-  `MOST_BUFFERS` of them in a message. The receiver's object is a view of that block.
+  `MOST_BUFFERS` of them in a message. The receiver's object is a view of that block. So does
+  what stands for memory that is moved or shared, which is not copied at all.
 
 What pickle refuses
   Goes to cloudpickle, imported at that moment. If that refuses too, the caller sees the
@@ -142,7 +143,9 @@ def _goes_in_band(buffer: pickle.PickleBuffer, beside: list[memoryview]) -> bool
     """Say whether *buffer* goes into the pickle; if not, append it to *beside*."""
     view = buffer.raw()
     if view.nbytes < LARGE or len(beside) >= MOST_BUFFERS:
-        return True
+        if not isinstance(view.obj, ipcbuf.Ticket) or len(beside) >= MOST_BUFFERS:
+            return True
+        view.obj.beside = True
     beside.append(view)
     return False
 

@@ -15,9 +15,11 @@
 #include <mutex>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "ipcbuf/channel.hpp"
+#include "ipcbuf/directory.hpp"
 #include "ipcbuf/named.hpp"
 #include "ipcbuf/segment.hpp"
 
@@ -29,12 +31,14 @@ namespace ipcbuf::binding {
 void bind_segment(nb::module_& m);
 void bind_named(nb::module_& m);
 void bind_record(nb::module_& m);
+void bind_ticket(nb::module_& m);
 void bind_sender(nb::module_& m);
 void bind_receiver(nb::module_& m);
 void bind_task(nb::module_& m);
 void bind_lease(nb::module_& m);
 void bind_object_queue(nb::module_& m);
 void bind_codec(nb::module_& m);
+void bind_wait(nb::module_& m);
 
 /// Somebody asked a closed segment; ClosedError. Thrown without the GIL, too.
 struct SegmentClosed : std::exception {};
@@ -92,23 +96,35 @@ class EndListed {
   PySegment& segment_;
   Endpoint& end_;
 };
+// Parts of `Segment`, with the classes that they return.
+void bind_directory(nb::class_<PySegment>& segment);
+void bind_static(nb::module_& m, nb::class_<PySegment>& segment);
+void bind_atomic(nb::module_& m, nb::class_<PySegment>& segment);
 void bind_diagnosis(nb::class_<PySegment>& segment);
 
-/// A block that Python has: freed with the last reference, pinned by live buffers.
+/// A block that Python has: freed with the last reference, pinned by live buffers. Behind a ticket
+/// it is a shared block; what came as a small message has its bytes in private memory.
 class PyRecord {
  public:
   /// Takes over a block that this process holds.
   PyRecord(nb::object segment, std::uint64_t block, std::uint64_t length);
+  /// A copy in private memory.
+  PyRecord(nb::object segment, const void* bytes, std::size_t length);
   PyRecord(const PyRecord&) = delete;
   PyRecord& operator=(const PyRecord&) = delete;
   ~PyRecord() { free(); }
 
   [[nodiscard]] Segment& core() const { return *core_; }
   [[nodiscard]] nb::object segment() const { return segment_; }
-  [[nodiscard]] bool is_released() const noexcept { return view_.block == 0; }
+  [[nodiscard]] const std::shared_ptr<Segment>& core_pointer() const { return core_; }
+  [[nodiscard]] bool is_released() const noexcept { return data_ == nullptr; }
+  [[nodiscard]] bool is_private() const noexcept { return own_ != nullptr; }
+  [[nodiscard]] bool is_shared() const noexcept { return behind_ticket_; }
+  /// True if the block can have a ticket.
+  [[nodiscard]] bool is_shareable() const noexcept { return view_.block != 0 && !view_.pinned; }
   [[nodiscard]] std::uint64_t block() const noexcept { return view_.block; }
   [[nodiscard]] std::uint64_t length() const noexcept { return length_; }
-  [[nodiscard]] std::byte* data() const noexcept { return core_->payload(view_.block); }
+  [[nodiscard]] std::byte* data() const noexcept { return data_; }
   /// Raises BufferError while views exist, ValueError once released.
   void require_no_views() const;
   void release();
@@ -128,6 +144,40 @@ class PyRecord {
   std::shared_ptr<Segment> core_;
   LiveView view_;
   std::uint64_t length_;
+  std::byte* data_ = nullptr;  // nullptr: released, or sent
+  std::byte* sent_ = nullptr;
+  std::unique_ptr<std::byte[]> own_;
+  bool behind_ticket_ = false;
+};
+
+/// A ticket that has not been sent: freed with this object, unless somebody has its bytes.
+class PyTicket {
+ public:
+  explicit PyTicket(const PyRecord& record);
+  PyTicket(const PyTicket&) = delete;
+  PyTicket& operator=(const PyTicket&) = delete;
+  ~PyTicket();
+
+  [[nodiscard]] const Segment& core() const { return *core_; }
+  [[nodiscard]] std::uint64_t block() const noexcept { return block_; }
+  [[nodiscard]] void* text() const noexcept { return core_->payload(block_); }
+  void offer() noexcept;
+  /// The ticket leaves this object; its new keeper frees it.
+  std::uint64_t take() noexcept;
+
+  bool beside = false;
+  std::uint64_t length = 0;  // of the block it stands for
+
+ private:
+  std::shared_ptr<Segment> core_;
+  std::uint64_t block_ = 0;
+  bool offered_ = false;
+};
+/// The ticket that exports this buffer, or nullptr.
+[[nodiscard]] PyTicket* ticket_behind(PyObject* exporter) noexcept;
+
+struct PyMoving {
+  nb::object record;
 };
 
 struct PySender {
@@ -248,6 +298,13 @@ struct Whole<function> {
 template <auto function>
 inline constexpr auto whole = &Whole<function>::call;
 
+/// For calls that need a hold: the table that may be full is that of shared entries.
+inline void check_hold(Segment& segment, Status status) {
+  Failure why;
+  why.reason = "shared entries";
+  why.requested = segment.constants().max_entries;
+  check(status, why);
+}
 /// Raises SegmentTruncated if the file was cut short, TooManyProcesses if a fork left this process
 /// without a slot and none is free.
 void require_seat(Segment& segment);
@@ -271,22 +328,17 @@ class WithoutGil {
 [[nodiscard]] std::int64_t until_of(nb::handle timeout);
 [[nodiscard]] std::int64_t until_of(bool block, nb::handle timeout);
 
-/// Calls `step(wait)` without the GIL until it answers something but kSlice; runs Python's signal
+/// Calls `step()` without the GIL until it answers something but kSlice; runs Python's signal
 /// handlers in between, whose exception ends the wait.
 template <class Step>
-Status wait_for(Endpoint& end, Step&& step) {
-  struct Finish {
-    Endpoint& e;
-    Wait wait;
-    ~Finish() { e.finish_wait(wait); }
-  } finish{end, {}};
+Status run_sliced(Step&& step) {
   const bool runs_signals = is_main_thread();
   for (;;) {
     Status status = Status::kSlice;
     {
       const WithoutGil released;
       do {
-        status = step(finish.wait);
+        status = step();
       } while (status == Status::kSlice && !runs_signals);
     }
     if (status != Status::kSlice) return status;
@@ -294,12 +346,47 @@ Status wait_for(Endpoint& end, Step&& step) {
   }
 }
 
+/// The same for `step(wait)` at one end.
+template <class Step>
+Status wait_for(Endpoint& end, Step&& step) {
+  struct Finish {
+    Endpoint& e;
+    Wait wait;
+    ~Finish() { e.finish_wait(wait); }
+  } finish{end, {}};
+  return run_sliced([&] { return step(finish.wait); });
+}
+
+/// What `ipcbuf._async.<name>(...)` returns: the parts that need an event loop are Python.
+template <class... Args>
+nb::object in_event_loop(const char* name, Args&&... arguments) {
+  return nb::module_::import_("ipcbuf._async").attr(name)(std::forward<Args>(arguments)...);
+}
+
+/// A descriptor that reads ready while the end is, for `fileno()`.
+int descriptor_of(Endpoint& end);
+
 /// Sends or raises. The blocks of the message are the channel's, or freed.
 void send(PySender& sender, Outgoing& message, std::int64_t until,
           Flavour flavour = Flavour::kNative);
 /// Receives or raises.
 void receive(PyReceiver& receiver, Incoming& message, std::int64_t until,
              Flavour flavour = Flavour::kNative);
+
+// ---- directory.cpp: channels by key ----
+/// TypeError or ValueError, with the numbers, for what cannot be a key.
+ChannelKey key_from(nb::handle object);
+nb::object key_to(const ChannelKey& key);
+/// Makes or joins; raises what is refused. This process holds the end of one object then.
+std::uint32_t join(Segment& core, nb::handle key, JoinRequest& request);
+/// Handles of the living at an end of the channel of `self`, which is not closed here.
+template <class PyEnd>
+std::uint64_t peers(PyEnd& self, End end) {
+  require_seat(*self.core);
+  if (self.end.is_closed()) raise_status(Status::kClosed);
+  const WithoutGil released;
+  return count_users(*self.core, self.end.id(), end);
+}
 
 // ---- codec.cpp: objects to messages and back ----
 struct Encoded;
@@ -312,6 +399,10 @@ class Blocks {
   ~Blocks();
   /// A new block with a copy of the bytes, as the next block of `message`.
   std::uint64_t add(Outgoing& message, const void* bytes, std::size_t length);
+  /// The ticket itself, as the next block of `message`.
+  void add(Outgoing& message, PyTicket& ticket) noexcept;
+  /// What belongs beside an encoded object.
+  void add_buffers(Outgoing& message, const std::vector<Py_buffer>& buffers);
   /// The whole message in one block, as a leased channel has it (docs/layout.md).
   void add_leased(Outgoing& message, const Encoded& object);
   void sent() noexcept { count_ = 0; }
@@ -343,6 +434,8 @@ void send_object(PySender& sender, PyObject* object, std::int64_t until,
                  Flavour flavour = Flavour::kNative);
 /// The object of a message that was received; its blocks are taken over.
 nb::object decode(const nb::object& segment, Segment& core, Incoming& message);
+/// Raises: what is delivered again cannot give its memory away.
+[[noreturn]] void refuse_leased();
 /// The object of a leased message, from a private copy; the message stays as it is.
 nb::object decode_leased(const Lease& lease, const std::byte* block, std::uint64_t length);
 /// As `decode`; a raw message is unpickled.

@@ -15,6 +15,7 @@
 #include "binding.hpp"
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/thread_heap.hpp"
+#include "ipcbuf/ticket.hpp"
 
 namespace ipcbuf::binding {
 
@@ -286,6 +287,12 @@ std::uint64_t Blocks::add(Outgoing& message, const void* bytes, std::size_t leng
   return offset;
 }
 
+void refuse_leased() {
+  throw nb::value_error(
+      "a channel with leases may deliver a message again, so it carries copies; "
+      "send the array itself, not ipcbuf.move or ipcbuf.share of it");
+}
+
 namespace {
 
 /// Parts of a leased message begin at a cache line, so that arrays in them are aligned.
@@ -304,6 +311,8 @@ void Blocks::add_leased(Outgoing& message, const Encoded& e) {
     add(message, e.payload, e.size);
     return;
   }
+  for (const Py_buffer& b : e.buffers)
+    if (ticket_behind(b.obj) != nullptr) refuse_leased();
   std::uint64_t lengths[kMaxBlocks + 1] = {e.size};
   std::uint64_t whole = line_up((e.buffers.size() + 1) * sizeof lengths[0]) + line_up(e.size);
   for (std::size_t i = 0; i < e.buffers.size(); ++i) {
@@ -321,6 +330,27 @@ void Blocks::add_leased(Outgoing& message, const Encoded& e) {
   for (const Py_buffer& b : e.buffers) {
     copy_bytes(at, b.buf, static_cast<std::size_t>(b.len));
     at += line_up(static_cast<std::uint64_t>(b.len));
+  }
+}
+
+void Blocks::add(Outgoing& message, PyTicket& ticket) noexcept {
+  const std::uint64_t length = ticket.length;
+  const std::uint64_t offset = ticket.take();
+  offsets_[count_++] = offset;
+  // The shared block's length, because that is what the message keeps in memory.
+  message.blocks[message.block_count++] = {offset, length};
+}
+
+void Blocks::add_buffers(Outgoing& message, const std::vector<Py_buffer>& buffers) {
+  for (const Py_buffer& b : buffers) {
+    PyTicket* const ticket = ticket_behind(b.obj);
+    if (ticket != nullptr && &ticket->core() == &s_ && ticket->block() != 0) {
+      add(message, *ticket);
+      continue;
+    }
+    // A ticket of another segment goes as its bytes.
+    if (ticket != nullptr) ticket->beside = false;
+    add(message, b.buf, static_cast<std::size_t>(b.len));
   }
 }
 
@@ -399,7 +429,7 @@ void send_object(PySender& sender, PyObject* object, std::int64_t until, Flavour
     m.payload = e.payload;
     m.payload_size = static_cast<std::uint32_t>(e.size);
   }
-  for (const Py_buffer& b : e.buffers) blocks.add(m, b.buf, static_cast<std::size_t>(b.len));
+  blocks.add_buffers(m, e.buffers);
   send(sender, m, until, flavour);
   blocks.sent();
 }
@@ -528,7 +558,9 @@ nb::object as_bytes(const nb::object& segment, Segment& core, Incoming& m) {
     return stolen(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(m.payload),
                                             static_cast<Py_ssize_t>(m.payload_size)));
   const DropMessage drop{core, m};
-  const BlockRef block = m.blocks[0];
+  BlockRef block = m.blocks[0];
+  if (is_ticket(core, block.offset))
+    check(read_ticket(core, block.offset, block.offset, block.length));
   nb::object whole =
       stolen(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(block.length)));
   copy_bytes(PyBytes_AS_STRING(whole.ptr()), core.payload(block.offset), block.length);

@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kEndStates[] = {"open", "closed", "dead", "awaited"};
 constexpr const char* kChannelTypes[] = {"record", "static", "atomic"};
 constexpr const char* kBellKinds[] = {"futex", "eventfd", "socket"};
-constexpr const char* kHoldKinds[] = {"none", "process", "channel", "transit"};
+constexpr const char* kHoldKinds[] = {"none", "process", "ticket", "transit"};
 
 template <class E, std::size_t N>
 const char* name_of(E value, const char* const (&names)[N]) {
@@ -81,6 +81,8 @@ nb::list diagnose_segment(const PySegment& self) {
     channel["bell"] = name_of(c.bell, kBellKinds);
     channel["messages"] = c.messages;
     channel["bytes"] = c.bytes;
+    channel["sent_count"] = c.sent;
+    channel["received_count"] = c.received;
     channel["max_items"] = c.max_items;
     channel["max_bytes"] = c.max_bytes;
     channel["sender"] = end_of(c.sender);
@@ -98,7 +100,8 @@ void bind_diagnosis(nb::class_<PySegment>& segment) {
       "Say for each channel who holds its ends and who waits there, for people to read.\n\n"
       "Taken without a lock while others work, so neighbouring numbers may be of different\n"
       "moments. A dictionary has `id`, `key` (int, str or None), `type`, `shared`, `bell`,\n"
-      "`messages`, `bytes`, `max_items`, `max_bytes` (0: no limit), and `sender` and `receiver`:\n"
+      "`messages`, `bytes`, `sent_count` and `received_count` (ever, modulo 2**32), `max_items`,\n"
+      "`max_bytes` (0: no limit), and `sender` and `receiver`:\n"
       "dictionaries of `state` ('open', 'closed', 'dead', 'awaited'), `owner` (the pid of the\n"
       "only user of an exclusive end), `inside` (the pid that has the lock of a shared one),\n"
       "`holders` (list of `kind`, `pid`, `count`), `sleeper` (the pid that went to sleep there\n"

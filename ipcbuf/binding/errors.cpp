@@ -69,10 +69,18 @@ std::string remedy(const Failure& why) {
     return "max_size reached; make the segment with a larger max_size, or free records";
   if (std::strcmp(why.reason, "cgroup") == 0)
     return "the memory cgroup has " + std::to_string(why.headroom) +
-           " bytes left; raise its memory.max, or free records";
+           " bytes left (5 % are kept); raise its memory.max, or free records";
   if (std::strcmp(why.reason, "MemAvailable") == 0)
     return "the machine can spare " + std::to_string(why.headroom) +
            " bytes (5 % are kept); free memory elsewhere";
+  if (why.sys_errno == ENOSPC && why.system_size != 0)
+    return "the file system that the segment is in is full: " + std::to_string(why.system_free) +
+           " of " + std::to_string(why.system_size) +
+           " bytes left; make it larger (docker run --shm-size, mount -o remount,size=), or free "
+           "records";
+  if (why.sys_errno == EFBIG)
+    return "a file of this process may have " + std::to_string(why.system_size) +
+           " bytes (RLIMIT_FSIZE); raise that with ulimit -f";
   if (why.sys_errno != 0) return std::string(why.reason) + ": " + std::strerror(why.sys_errno);
   return why.reason;
 }
@@ -116,7 +124,8 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
     }
     case Status::kTooMany: {
       const nb::object type = error_class("TooManyProcesses");
-      raise(type, type(kMaxSlots));
+      if (why.requested == 0) raise(type, type(kMaxSlots));
+      raise(type, type(why.requested, why.reason));
     }
     case Status::kNotFound:
       raise_text("ClosedError", "the channel is gone: all its users closed it");

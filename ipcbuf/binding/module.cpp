@@ -10,10 +10,12 @@ NB_MODULE(_native, m) {
   bind_segment(m);
   bind_named(m);
   bind_record(m);
+  bind_ticket(m);
   bind_sender(m);
   bind_receiver(m);
   bind_task(m);
   bind_lease(m);
   bind_object_queue(m);
   bind_codec(m);
+  bind_wait(m);
 }

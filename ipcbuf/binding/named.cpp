@@ -128,13 +128,13 @@ nb::list list_names() {
   return out;
 }
 
-nb::list collect_names() {
+nb::list collect_names(bool damaged_too) {
   std::vector<std::string> removed;
   NamedFailure why;
   Status status = Status::kOk;
   {
     const WithoutGil released;
-    status = collect_named(removed, why);
+    status = collect_named(removed, damaged_too, why);
   }
   if (status != Status::kOk) raise_named(why);
   nb::list out;
@@ -184,7 +184,8 @@ void bind_named(nb::module_& m) {
   m.def("list_segments", list_names,
         nb::sig("def list_segments() -> list[tuple[str, int, int, tuple[int, ...], bool, "
                 "str | None]]"));
-  m.def("collect_segments", collect_names, nb::sig("def collect_segments() -> list[str]"));
+  m.def("collect_segments", collect_names, nb::arg(),
+        nb::sig("def collect_segments(damaged_too: bool, /) -> list[str]"));
 }
 
 }  // namespace ipcbuf::binding

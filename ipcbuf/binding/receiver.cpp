@@ -33,11 +33,11 @@ PyRecord* recv_view(PyReceiver& self, nb::handle timeout) {
     if (m.lease != 0) end_lease(*self.core, m.blocks[0].offset);
     return new PyRecord(self.segment, m.blocks[0].offset, m.blocks[0].length);
   }
+  // The message is taken, so nothing that may be refused comes now: no room in the heap either.
+  if (m.kind == RecordKind::kRaw) return new PyRecord(self.segment, m.payload, m.payload_size);
   const nb::object whole = as_bytes(self.segment, *self.core, m);
-  const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(whole.ptr()));
-  const std::uint64_t block = allocate(*self.core, size);
-  copy_bytes(self.core->payload(block), PyBytes_AS_STRING(whole.ptr()), size);
-  return new PyRecord(self.segment, block, size);
+  return new PyRecord(self.segment, PyBytes_AS_STRING(whole.ptr()),
+                      static_cast<std::size_t>(PyBytes_GET_SIZE(whole.ptr())));
 }
 
 PyLeased* recv_leased(PyReceiver& self, nb::handle timeout) {
@@ -82,15 +82,19 @@ PyTask* recv_task(PyReceiver& self, nb::handle timeout) {
 
 std::uint32_t pending(PyReceiver& self) { return self.end.pending(); }
 
-int arm(PyReceiver& self) {
-  if (self.end.arm() != Status::kOk)
-    throw nb::value_error("this channel has no descriptor to wait on");
-  return self.end.bell_fd();
+int fileno(PyReceiver& self) {
+  require_seat(*self.core);
+  if (self.end.is_closed()) raise_status(Status::kClosed);
+  return self.end.arm() == Status::kOk ? self.end.bell_fd() : descriptor_of(self.end);
 }
+
+bool has_data(PyReceiver& self) { return self.end.pending() != 0; }
+std::uint64_t sender_count(PyReceiver& self) { return peers(self, End::kSender); }
+bool has_senders(PyReceiver& self) { return sender_count(self) != 0; }
 
 Token transit(PyReceiver& self) {
   require_seat(*self.core);
-  check(hold_in_transit(*self.core, self.end.id(), End::kReceiver));
+  check_hold(*self.core, hold_in_transit(*self.core, self.end.id(), End::kReceiver));
   return self.core->token();
 }
 
@@ -100,8 +104,8 @@ void bind_receiver(nb::module_& m) {
   nb::class_<PyReceiver>(m, "Receiver", nb::is_weak_referenceable(),
                          "The receiving end of a channel.\n\n"
                          "`Segment.channel` makes it. An exclusive end (shared=False) belongs to "
-                         "the first process that uses it, one thread at a time. Iterating yields "
-                         "bytes until the channel ends.")
+                         "the first process that uses it, one thread at a time. Iterating, with "
+                         "`for` or `async for`, yields bytes until the channel ends.")
       .def("recv", whole<recv_bytes>, nb::arg("timeout") = nb::none(),
            nb::sig("def recv(self, timeout: float | None = None) -> bytes"),
            "Return the oldest message as bytes, waiting up to *timeout* seconds.\n\n"
@@ -128,6 +132,32 @@ void bind_receiver(nb::module_& m) {
            "If this process dies first, the message is delivered again. `EndOfChannel` is raised "
            "only when no other process has a message it may not finish.\n\n"
            "Raises:\n    ValueError: The channel was not made with lease=True.")
+      .def(
+          "arecv",
+          [](nb::handle self, nb::handle timeout) { return in_event_loop("arecv", self, timeout); },
+          nb::arg("timeout") = nb::none(),
+          nb::sig("def arecv(self, timeout: float | None = None) -> Coroutine[Any, Any, bytes]"),
+          "Return the oldest message as `recv`, for `await` in an asyncio event loop.\n\n"
+          "Tasks of a loop are served in the order in which they came. A cancelled one has taken\n"
+          "no message. The loop watches `fileno()`, so do not add a reader for it beside.")
+      .def(
+          "arecv_view",
+          [](nb::handle self, nb::handle timeout) {
+            return in_event_loop("arecv_view", self, timeout);
+          },
+          nb::arg("timeout") = nb::none(),
+          nb::sig(
+              "def arecv_view(self, timeout: float | None = None) -> Coroutine[Any, Any, Record]"),
+          "Return the oldest message as `recv_view`, for `await`; see `arecv`.")
+      .def(
+          "arecv_object",
+          [](nb::handle self, nb::handle timeout) {
+            return in_event_loop("arecv_object", self, timeout);
+          },
+          nb::arg("timeout") = nb::none(),
+          nb::sig(
+              "def arecv_object(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]"),
+          "Return the oldest message as `recv_object`, for `await`; see `arecv`.")
       .def("recv_task", whole<recv_task>, nb::arg("timeout") = nb::none(),
            nb::rv_policy::take_ownership,
            nb::sig("def recv_task(self, timeout: float | None = None) -> Task"),
@@ -136,8 +166,19 @@ void bind_receiver(nb::module_& m) {
            nb::sig("def poll(self, timeout: float | None = 0.0) -> bool"),
            "Say whether a message, or the end, is there within *timeout* seconds. Takes nothing.")
       .def("pending", whole<pending>, "Return how many messages are in the channel.")
-      .def("fileno", whole<arm>,
-           "Return a descriptor that is readable while a message is there, from now on.")
+      .def("has_data", whole<has_data>, "Say whether a message is in the channel.")
+      .def_prop_ro(
+          "sender_count", whole<sender_count>,
+          "How many handles of the sending end living processes have, those on their way included.")
+      .def("has_senders", whole<has_senders>, "Say whether a living process has the sending end.")
+      .def("fileno", whole<fileno>,
+           "Return a descriptor that is readable while a message, or the end, is there.\n\n"
+           "It is for select, poll and event loops, borrowed, and stays valid until the object\n"
+           "goes, in a forked child too. It may read ready although another process was faster,\n"
+           "so receive with `timeout=0` behind it. A channel that has no descriptor of its own\n"
+           "gets one, and this process a thread that makes it readable.\n\n"
+           "Raises:\n    ClosedError: This end was closed here.\n"
+           "    SegmentError: The system refused a descriptor or a thread.")
       .def("transit", whole<transit>,
            "Keep the channel alive for a handle on its way; `open_receiver` takes what this "
            "returns.")
@@ -164,6 +205,12 @@ void bind_receiver(nb::module_& m) {
       .def(
           "__iter__", [](nb::handle self) { return nb::borrow(self); },
           nb::sig("def __iter__(self) -> Receiver"))
+      .def(
+          "__aiter__", [](nb::handle self) { return nb::borrow(self); },
+          nb::sig("def __aiter__(self) -> Receiver"))
+      .def(
+          "__anext__", [](nb::handle self) { return in_event_loop("anext_message", self); },
+          nb::sig("def __anext__(self) -> Coroutine[Any, Any, bytes]"))
       .def(
           "__next__",
           [](PyReceiver& self) {

@@ -2,18 +2,36 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // record.cpp - Python's view of a block. The work is in core/block.hpp.
+#include <cstring>
+#include <utility>
+
 #include "binding.hpp"
 #include "ipcbuf/block.hpp"
+#include "ipcbuf/ticket.hpp"
 
 namespace ipcbuf::binding {
 
 PyRecord::PyRecord(nb::object segment, std::uint64_t block, std::uint64_t length)
     : segment_(std::move(segment)), core_(nb::cast<PySegment&>(segment_).core), length_(length) {
-  view_.block = block;
-  core_->add_view(view_);
+  std::uint64_t shown = block;
+  behind_ticket_ = is_ticket(*core_, block);
+  if (behind_ticket_) check(read_ticket(*core_, block, shown, length_));
+  put_back(block);
+  data_ = core_->payload(shown);
+}
+
+PyRecord::PyRecord(nb::object segment, const void* bytes, std::size_t length)
+    : segment_(std::move(segment)),
+      core_(nb::cast<PySegment&>(segment_).core),
+      length_(length),
+      own_(new std::byte[length + 1]) {
+  std::memcpy(own_.get(), bytes, length);
+  data_ = own_.get();
 }
 
 void PyRecord::free() noexcept {
+  data_ = nullptr;
+  own_.reset();
   if (view_.block == 0) return;
   core_->remove_view(view_);
   if (!view_.pinned) (void)drop_block(*core_, view_.block);
@@ -34,7 +52,7 @@ void PyRecord::release() {
 bool PyRecord::is_movable() const {
   BlockPlace place{};
   Holder holder{};
-  return !view_.pinned && core_->place(view_.block, place) && read_holder(*core_, place, holder) &&
+  return is_shareable() && core_->place(view_.block, place) && read_holder(*core_, place, holder) &&
          holder == by_process(core_->token());
 }
 
@@ -43,11 +61,13 @@ std::uint64_t PyRecord::take() {
   core_->remove_view(view_);
   const std::uint64_t block = view_.block;
   view_.block = 0;
+  sent_ = std::exchange(data_, nullptr);
   return block;
 }
 
 void PyRecord::put_back(std::uint64_t block) {
   view_.block = block;
+  data_ = sent_;
   core_->add_view(view_);
 }
 
@@ -89,6 +109,14 @@ void bind_record(nb::module_& m) {
       .def_prop_ro(
           "nbytes", [](const PyRecord& r) { return r.length(); },
           "Length in bytes, exactly as allocated or sent.")
+      .def_prop_ro(
+          "segment", [](const PyRecord& r) { return r.segment(); },
+          nb::sig("def segment(self) -> Segment"), "The segment whose heap it is in.")
+      .def_prop_ro(
+          "address", [](const PyRecord& r) { return reinterpret_cast<std::uintptr_t>(r.data()); },
+          "Where its first byte is in this process.")
+      .def_prop_ro("shareable", &PyRecord::is_shareable,
+                   "Whether other processes can have its memory: not of a small message's.")
       .def("__len__", [](const PyRecord& r) { return r.length(); })
       .def("release", &PyRecord::release, nb::lock_self(),
            "Free the memory now.\n\nRaises:\n    BufferError: Views of the record still exist.");

@@ -8,9 +8,12 @@
 
 #include "binding.hpp"
 #include "ipcbuf/block.hpp"
+#include "ipcbuf/diagnosis.hpp"
 #include "ipcbuf/fsck.hpp"
 #include "ipcbuf/reaper.hpp"
+#include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/slots.hpp"
+#include "ipcbuf/thread_heap.hpp"
 
 namespace ipcbuf::binding {
 
@@ -39,7 +42,7 @@ nb::object open_end(nb::handle self, std::uint32_t id, std::uint32_t transit, ip
   const auto& core = nb::cast<PySegment&>(self).core;
   require_seat(*core);
   return run_whole(*core, [&] {
-    check(open_channel(*core, id, end, transit));
+    check_hold(*core, open_channel(*core, id, end, transit));
     return nb::cast(new End(nb::borrow(self), core, id), nb::rv_policy::take_ownership);
   });
 }
@@ -80,23 +83,57 @@ nb::dict stats(const PySegment& self) {
   out["max_size"] = core->constants().max_size;
   out["committed_bytes"] = c.committed_bytes;
   out["free_bytes"] = c.free_bytes;
+  out["returned_bytes"] = c.returned_bytes;
+  out["reserved_bytes"] = c.reserved_bytes;
+  out["slab_bytes"] = c.slab_bytes;
+  out["used_bytes"] = c.used_bytes;
+  out["waste_bytes"] = c.waste_bytes;
+  out["free_block_bytes"] = c.free_block_bytes;
+  out["overhead_bytes"] = c.overhead_bytes;
   out["slabs"] = c.slabs;
   out["orphan_slabs"] = c.orphan_slabs;
   out["free_blocks"] = c.free_blocks;
   out["process_blocks"] = c.process_blocks;
   out["process_bytes"] = c.process_bytes;
   out["flight_blocks"] = c.flight_blocks;
+  out["flight_bytes"] = c.flight_bytes;
   out["ring_blocks"] = c.ring_blocks;
+  out["ring_bytes"] = c.ring_bytes;
   out["leased_blocks"] = c.leased_blocks;
   out["returned_blocks"] = c.returned_blocks;
   out["shared_blocks"] = c.shared_blocks;
+  out["shared_bytes"] = c.shared_bytes;
+  out["tickets"] = c.tickets;
   out["processes"] = c.processes;
   out["channels"] = c.channels;
   out["messages"] = c.messages;
   out["views"] = core->view_count();
-  out["reaps"] = A::load_relaxed(h.reaps);  // relaxed: statistics
+  out["view_bytes"] = core->view_bytes();
+  nb::list classes;
+  for (const auto& [size, of] : c.by_size) {
+    nb::dict row;
+    row["block_bytes"] = size;
+    row["slabs"] = of.slabs;
+    row["used_blocks"] = of.used_blocks;
+    row["free_blocks"] = of.free_blocks;
+    classes.append(row);
+  }
+  out["size_classes"] = classes;
+  nb::list holders;
+  for (const auto& [token, of] : c.holders) {
+    nb::dict row;
+    row["token"] = token;
+    row["pid"] = pid_of(*core, token);
+    row["blocks"] = of.blocks;
+    row["bytes"] = of.bytes;
+    holders.append(row);
+  }
+  out["holders"] = holders;
+  out["slots_used"] = A::load_relaxed(h.slots_high);  // relaxed, as the rest: statistics
+  out["reaps"] = A::load_relaxed(h.reaps);
   out["takeovers"] = A::load_relaxed(h.takeovers);
   out["growths"] = A::load_relaxed(h.growths);
+  out["given_back_bytes"] = A::load_relaxed(h.returned_bytes);
   out["poisoned"] = A::load_relaxed(h.poisoned);
   require_whole(*core);
   return out;
@@ -235,8 +272,24 @@ void bind_segment(nb::module_& m) {
            "Return a row for each attached process: slot, token, pid, state, same_namespace, "
            "dead.\n\n"
            "`dead` is proven; such a process waits to be buried by `reap`.")
-      .def("stats", stats, nb::sig("def stats(self) -> dict[str, int]"),
+      .def("stats", stats, nb::sig("def stats(self) -> dict[str, Any]"),
            "Return counts and bytes by state.")
+      .def(
+          "trim",
+          [](const PySegment& self) {
+            const auto core = self.core.get();
+            require_seat(*core);
+            return run_whole(*core, [&] {
+              const WithoutGil released;
+              ThreadHeap::of(*core).trim();
+              steal_empty_slabs(*core);
+              return std::uint64_t{RunHeap(*core).give_back(UINT32_MAX)} << kPageShift;
+            });
+          },
+          "Give the memory of all free runs of 2 MiB and more back to the system now.\n\n"
+          "By itself a segment gives back what nobody needed for a second, and keeps 32 MiB, "
+          "because\nmemory that has to be reserved again is slow.\n\n"
+          "Returns:\n    Bytes that were given back.")
       .def(
           "fsck",
           [](const PySegment& self) {
@@ -253,6 +306,9 @@ void bind_segment(nb::module_& m) {
           nb::sig("def fsck(self) -> list[str]"),
           "Walk over everything and return what contradicts; [] if sound.\n\n"
           "Exact only while nobody uses the segment.");
+  bind_directory(cls);
+  bind_static(m, cls);
+  bind_atomic(m, cls);
 }
 
 }  // namespace ipcbuf::binding

@@ -2,8 +2,17 @@
 # slots do.
 
 ipcbuf._native.__prefix__:
+    \from collections.abc import Callable
     \from typing import Any
+    \from collections.abc import Coroutine, Iterable
     \from typing_extensions import Buffer
+    \from .channel import ChannelInfo
 
 ipcbuf._native.Record.__suffix__:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+ipcbuf._native.Static.__suffix__:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+ipcbuf._native.Ticket.__suffix__:
     def __buffer__(self, flags: int, /) -> memoryview: ...

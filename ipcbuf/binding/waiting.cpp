@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "binding.hpp"
+#include "ipcbuf/bridge.hpp"
 #include "ipcbuf/platform.hpp"
 
 namespace ipcbuf::binding {
@@ -43,6 +44,13 @@ std::int64_t until_of(nb::handle timeout) {
 }
 
 std::int64_t until_of(bool block, nb::handle timeout) { return block ? until_of(timeout) : 0; }
+
+int descriptor_of(Endpoint& end) {
+  Failure why;
+  int fd = -1;
+  check(Bridge::descriptor_of(end, fd, why), why);
+  return fd;
+}
 
 void send(PySender& sender, Outgoing& message, std::int64_t until, Flavour flavour) {
   Failure why;

@@ -55,6 +55,7 @@
 #include "ipcbuf/segment.hpp"
 #include "ipcbuf/slots.hpp"
 #include "ipcbuf/thread_heap.hpp"
+#include "ipcbuf/ticket.hpp"
 
 extern "C" char __executable_start;
 
@@ -176,8 +177,11 @@ inline std::uint64_t number_of(Segment& s, const Incoming& m) {
   for (std::uint32_t i = 8; i < m.payload_size; ++i)
     if (static_cast<unsigned char>(m.payload[i]) != pattern(number, 99)) return 0;
   for (std::uint32_t b = 0; b < m.block_count; ++b) {
-    const auto* bytes = reinterpret_cast<const unsigned char*>(s.payload(m.blocks[b].offset));
-    for (std::uint64_t i = 0; i < m.blocks[b].length; i += 61)
+    std::uint64_t at = m.blocks[b].offset;
+    std::uint64_t length = m.blocks[b].length;
+    if (is_ticket(s, at) && read_ticket(s, at, at, length) != Status::kOk) return 0;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(s.payload(at));
+    for (std::uint64_t i = 0; i < length; i += 61)
       if (bytes[i] != pattern(number, b)) return 0;
   }
   return number;
@@ -234,6 +238,8 @@ class Image {
     add(&s.run(0), c.max_pages * 8ULL);
     add(&s.page(0), c.max_pages * sizeof(PageInfo));
     add(s.run_index(), c.max_pages * 4ULL);
+    if (const std::uint32_t bits = h.directory_bits.load(); bits != 0)
+      add(s.key_table(), 4ULL << bits);
     const std::uint32_t end = s.committed_pages();
     for (std::uint32_t p = 0; p < end;) {
       const Run run = Run::unpack(s.run(p).load());
@@ -599,7 +605,7 @@ class Run1 {
     for (std::uint32_t p = 0; p < end;) {
       const Run run = Run::unpack(s.run(p).load());
       if (run.length == 0 || run.length > end - p) break;
-      if (run.state != RunState::kFree)
+      if (run.state == RunState::kReserved || run.state == RunState::kSlab)
         copy(s.page_offset(p), std::uint64_t{run.length} << kPageShift);
       p += run.length;
     }
@@ -634,10 +640,11 @@ class Run1 {
     if (census.reserved_runs != 0) return fail("a run is reserved");
     if (!claims_are_owned(c)) return fail("a claimed entry belongs to nobody");
     if (!holds_are_owned(c)) return fail("a hold belongs to nobody");
-    key = {census.process_blocks, census.flight_blocks,
-           census.ring_blocks,    census.shared_blocks,
-           census.channels,       census.messages,
-           census.entries,        census.committed_bytes - census.free_bytes};
+    key = {
+        census.process_blocks, census.flight_blocks,
+        census.ring_blocks,    census.shared_blocks,
+        census.channels,       census.messages,
+        census.entries,        census.committed_bytes - census.free_bytes - census.returned_bytes};
 
     Image first;
     first.take(c);
@@ -691,7 +698,8 @@ class Run1 {
       for (int parts = 0; parts < 1000; ++parts) {
         for (const auto& cell : list->cells) {
           const Hold hold = Hold::unpack(cell.load());
-          if (hold.count != 0 && hold.id != token_) owned = false;
+          // What a ticket's cell keeps is its block's, and the census has looked at those.
+          if (hold.count != 0 && hold.id != token_ && hold.kind != HoldKind::kTicket) owned = false;
         }
         if (list->next.load() == 0) return;
         list = &c.entry(static_cast<std::uint32_t>(list->next.load() - 1)).holds;

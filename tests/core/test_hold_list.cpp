@@ -30,7 +30,7 @@ TEST(kinds_are_told_apart) {
   CHECK_EQ(Status::kOk, add_hold(*s, list, transit(5)));
 
   CHECK(!drop_hold(*s, list, HoldKind::kProcess, 5, true));
-  CHECK(!drop_hold(*s, list, HoldKind::kChannel, 5, true));
+  CHECK(!drop_hold(*s, list, HoldKind::kTicket, 5, true));
   CHECK(drop_hold(*s, list, HoldKind::kTransit, 5, true));
 }
 
@@ -48,15 +48,15 @@ TEST(a_list_grows_over_chained_entries) {
   // Our own token lives, so nobody is reaped to make room: one process cell, many channels.
   constexpr std::uint32_t kHolders = 100;
   for (std::uint32_t i = 0; i < kHolders; ++i)
-    CHECK_EQ(Status::kOk, add_hold(*s, list, Hold{HoldKind::kChannel, i, 1}));
+    CHECK_EQ(Status::kOk, add_hold(*s, list, Hold{HoldKind::kTicket, i, 1}));
   const std::uint64_t entries = (kHolders - 1) / kInlineHolds;
   CHECK_EQ(entries, take_census(*s, false).entries);
 
   for (std::uint32_t i = 0; i < kHolders; ++i)
-    CHECK_EQ(i == kHolders - 1, drop_hold(*s, list, HoldKind::kChannel, i, false));
+    CHECK_EQ(i == kHolders - 1, drop_hold(*s, list, HoldKind::kTicket, i, false));
   // Emptied cells are used again before the list grows.
   for (std::uint32_t i = 0; i < kHolders; ++i)
-    CHECK_EQ(Status::kOk, add_hold(*s, list, Hold{HoldKind::kChannel, i + 1000, 1}));
+    CHECK_EQ(Status::kOk, add_hold(*s, list, Hold{HoldKind::kTicket, i + 1000, 1}));
   CHECK_EQ(entries, take_census(*s, false).entries);
 
   adopt_chain(*s, list);
@@ -74,9 +74,9 @@ TEST(threads_add_and_drop_at_once) {
     threads.emplace_back([&, t] {
       for (std::uint32_t i = 0; i < (check::kSanitized ? 200U : 5000U); ++i) {
         const std::uint32_t id = t * 16 + i % 16;
-        CHECK_EQ(Status::kOk, add_hold(*s, list, Hold{HoldKind::kChannel, id, 2}));
-        (void)drop_hold(*s, list, HoldKind::kChannel, id, false);
-        (void)drop_hold(*s, list, HoldKind::kChannel, id, false);
+        CHECK_EQ(Status::kOk, add_hold(*s, list, Hold{HoldKind::kTicket, id, 2}));
+        (void)drop_hold(*s, list, HoldKind::kTicket, id, false);
+        (void)drop_hold(*s, list, HoldKind::kTicket, id, false);
       }
     });
   for (auto& thread : threads) thread.join();
@@ -102,10 +102,10 @@ TEST(a_channel_gives_its_long_lists_back) {
     Pair pair(*s, shared_ends());
     for (std::uint32_t i = 0; i < 50; ++i)
       CHECK_EQ(Status::kOk,
-               add_hold(*s, hold_list(*s, pair.id, End::kSender), Hold{HoldKind::kChannel, i, 1}));
+               add_hold(*s, hold_list(*s, pair.id, End::kSender), Hold{HoldKind::kTicket, i, 1}));
     CHECK(take_census(*s, false).entries > 0);
     for (std::uint32_t i = 0; i < 50; ++i)
-      (void)drop_hold(*s, hold_list(*s, pair.id, End::kSender), HoldKind::kChannel, i, true);
+      (void)drop_hold(*s, hold_list(*s, pair.id, End::kSender), HoldKind::kTicket, i, true);
     pair.tx.close(), pair.rx.close();
   }
   const Census census = sound(*s);

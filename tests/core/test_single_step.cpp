@@ -12,7 +12,9 @@
 #include <sys/eventfd.h>
 
 #include "check.hpp"
+#include "ipcbuf/directory.hpp"
 #include "ipcbuf/lease.hpp"
+#include "ipcbuf/static_area.hpp"
 #include "stepper.hpp"
 
 namespace {
@@ -220,6 +222,70 @@ std::vector<Scenario> heap_scenarios() {
           release(w, allocate(w, kLarge));
     };
     s.stepped.act = [](World& w) { ThreadHeap::of(*w.s).trim(); };
+    all.push_back(s);
+  }
+  // 4 MiB and more of free pages, so that some of them can be given back.
+  const auto burst = [](World& w) {
+    Failure why;
+    std::uint32_t run = 0;
+    REQUIRE(w, RunHeap(*w.s).allocate(300, run, why) == Status::kOk);
+    REQUIRE(w, RunHeap(*w.s).free(run) == Status::kOk);
+  };
+  {
+    Scenario s{.name = "give back the tail of a run, then all"};
+    s.leaves_nothing = true;
+    s.max_size = 8U << 20;
+    s.set_up = burst;
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, RunHeap(*w.s).give_back(150) == 150);
+      w.op(1);
+      REQUIRE(w, RunHeap(*w.s).give_back(UINT32_MAX) >= 128);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "take a part of a returned run, free it"};
+    s.leaves_nothing = true;
+    s.max_size = 8U << 20;
+    s.set_up = [burst](World& w) {
+      burst(w);
+      REQUIRE(w, RunHeap(*w.s).give_back(UINT32_MAX) >= 300);
+    };
+    s.stepped.act = [](World& w) {
+      Failure why;
+      std::uint32_t run = 0;
+      REQUIRE(w, RunHeap(*w.s).allocate(20, run, why) == Status::kOk);
+      w.op(1);
+      REQUIRE(w, RunHeap(*w.s).free(run) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "take a run across free and returned ones"};
+    s.leaves_nothing = true;
+    s.max_size = 8U << 20;
+    s.set_up = [burst](World& w) {
+      burst(w);
+      REQUIRE(w, RunHeap(*w.s).give_back(150) == 150);
+    };
+    s.stepped.act = [](World& w) {
+      Failure why;
+      std::uint32_t run = 0;
+      REQUIRE(w, RunHeap(*w.s).allocate(510, run, why) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "a thread's heap settles"};
+    s.leaves_nothing = true;
+    s.max_size = 24U << 20;
+    s.stepped.prepare = [](World& w) {
+      std::uint64_t blocks[2] = {};
+      for (std::uint64_t& block : blocks) block = allocate(w, 9'000'000);
+      for (const std::uint64_t block : blocks) release(w, block);
+      ThreadHeap::of(*w.s).settle();
+    };
+    s.stepped.act = [](World& w) { ThreadHeap::of(*w.s).settle(); };
     all.push_back(s);
   }
   {
@@ -700,6 +766,97 @@ std::vector<Scenario> process_scenarios() {
     };
     all.push_back(s);
   }
+  const auto ticket_for = [](World& w, std::uint64_t held) {
+    Failure why;
+    std::uint64_t ticket = 0;
+    REQUIRE(w, make_ticket(*w.s, held, ticket, why) == Status::kOk);
+    return ticket;
+  };
+  const auto filled = [](World& w) {
+    const std::uint64_t block = allocate(w, 3000);
+    std::memset(w.s->payload(block), pattern(1, 0), 3000);
+    return block;
+  };
+  const auto send_ticket = [](World& w, std::uint64_t ticket) {
+    const std::uint64_t number = w.page->sent[0].load() + 1;
+    Outgoing m;
+    m.kind = RecordKind::kRaw;
+    m.payload = &number;
+    m.payload_size = sizeof number;
+    m.block_count = 1;
+    m.blocks[0] = {ticket, 3000};
+    Failure why;
+    REQUIRE(w, w.tx[0]->try_send(m, platform::kForever, why) == Status::kOk);
+    w.page->sent[0].store(number);
+  };
+  {
+    Scenario s{.name = "make tickets of a block, drop them all"};
+    s.leaves_nothing = true;
+    s.stepped.act = [ticket_for](World& w) {
+      const std::uint64_t block = allocate(w, 3000);
+      const std::uint64_t ticket = ticket_for(w, block);
+      const std::uint64_t other = ticket_for(w, ticket);
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+      release(w, ticket), release(w, other);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "move a block: share, send, let go"};
+    s.set_up = one_channel;
+    s.stepped.prepare = [filled](World& w) { w.page->values[0] = filled(w); };
+    s.stepped.act = [ticket_for, send_ticket](World& w) {
+      send_ticket(w, ticket_for(w, w.page->values[0]));
+      w.op(1);
+      REQUIRE(w, drop_block(*w.s, w.page->values[0]) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "receive a moved block, let go"};
+    s.set_up = [ticket_for, send_ticket, filled](World& w) {
+      one_channel(w);
+      const std::uint64_t block = filled(w);
+      send_ticket(w, ticket_for(w, block));
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+    };
+    s.stepped.act = [](World& w) {
+      static Incoming m;
+      REQUIRE(w, receive(w, 0, m) == Status::kOk);
+      w.op(1), release(w, m.blocks[0].offset);
+    };
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "open a ticket from its text, let go"};
+    s.set_up = [ticket_for](World& w) {
+      const std::uint64_t block = allocate(w, 3000);
+      w.page->values[0] = ticket_for(w, block);
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+      offer_ticket(*w.s, w.page->values[0]);
+    };
+    s.stepped.act = [](World& w) {
+      const auto text = *reinterpret_cast<TicketText*>(w.s->payload(w.page->values[0]));
+      REQUIRE(w, adopt_ticket(*w.s, text) == Status::kOk);
+      w.op(1), release(w, text.offset);
+    };
+    s.vanishing = true;
+    all.push_back(s);
+  }
+  {
+    Scenario s{.name = "fork with a view of a moved block"};
+    s.leaves_nothing = true;
+    s.stepped.prepare = [ticket_for](World& w) {
+      const std::uint64_t block = allocate(w, 3000);
+      auto* view = new LiveView;
+      view->block = ticket_for(w, block);
+      w.s->add_view(*view);
+      REQUIRE(w, drop_block(*w.s, block) == Status::kOk);
+    };
+    s.stepped.act = fork_once;
+    s.follows_fork = true;
+    all.push_back(s);
+  }
   {
     Scenario s{.name = "attach, then leave"};
     s.leaves_nothing = true;
@@ -768,6 +925,130 @@ std::vector<Scenario> process_scenarios() {
   return all;
 }
 
+// ---- channels by key ----
+
+std::uint32_t join_key(World& w, std::int64_t key, End end = End::kSender,
+                       ChannelType type = ChannelType::kRecord, bool limited = false) {
+  JoinRequest r;
+  r.key = key_of(key);
+  r.end = end;
+  r.type = type;
+  r.length = type == ChannelType::kStatic ? 500 : 0;
+  if (limited) r.max_items = 4, r.max_bytes = 5000;
+  std::uint32_t id = 0;
+  Failure why;
+  Status status = Status::kSlice;
+  while (status == Status::kSlice) status = join_channel_slice(*w.s, r, id, why);
+  REQUIRE(w, status == Status::kOk);
+  return id;
+}
+void leave_end(World& w, std::uint32_t id, End end = End::kSender) {
+  w.s->remove_endpoint(id, end);
+}
+void remove_key(World& w, std::int64_t key) {
+  REQUIRE(w, remove_channel_slice(*w.s, key_of(key)) == Status::kOk);
+}
+void init_area(World& w, std::uint32_t id) {
+  Status status = Status::kSlice;
+  while (status == Status::kSlice) status = begin_init_slice(*w.s, id, true);
+  REQUIRE(w, status == Status::kEmpty);
+  auto* bytes = w.s->payload(area_block(*w.s, w.s->channel(index_of(id))));
+  for (int i = 0; i < 500; i += 100) {
+    REQUIRE(w, bytes[i] == std::byte{0});
+    bytes[i] = std::byte{1};
+  }
+  end_init(*w.s, id, true);
+}
+
+std::vector<Scenario> directory_scenarios() {
+  std::vector<Scenario> all;
+  const auto add = [&all](const char* name, auto set_up, auto act) {
+    Scenario s{.name = name};
+    s.set_up = set_up;
+    s.stepped.act = act;
+    s.leaves_nothing = true;  // a key and its channel live as long as their users
+    all.push_back(s);
+    return &all.back();
+  };
+  const auto nothing = [](World&) {};
+  add("make a channel by key, leave, make it again", nothing, [](World& w) {
+    const std::uint32_t id = join_key(w, 1);
+    w.op(1), leave_end(w, id), w.op(2), (void)join_key(w, 1, End::kReceiver);
+  });
+  add(
+      "join a channel by key, leave, join again with limits",
+      [](World& w) { (void)join_key(w, 1, End::kReceiver); },
+      [](World& w) {
+        const std::uint32_t id = join_key(w, 1);
+        w.op(1), leave_end(w, id), w.op(2);
+        (void)join_key(w, 1, End::kSender, ChannelType::kRecord, true);
+      });
+  {
+    Scenario* s = add(
+        "leave a channel by key as its last user",
+        [](World& w) {
+          w.page->values[0] = join_key(w, 1);
+          (void)join_key(w, 1, End::kReceiver);
+        },
+        [](World& w) {
+          const auto id = static_cast<std::uint32_t>(w.page->values[0].load());
+          leave_end(w, id), w.op(1), leave_end(w, id, End::kReceiver);
+        });
+    s->after_forks = [](World& w) {
+      const auto id = static_cast<std::uint32_t>(w.page->values[0].load());
+      leave_end(w, id), leave_end(w, id, End::kReceiver);
+    };
+  }
+  add(
+      "remove a channel under use, then make another",
+      [](World& w) { (void)join_key(w, 1), (void)join_key(w, 1, End::kReceiver); },
+      [](World& w) { remove_key(w, 1), w.op(1), (void)join_key(w, 1); });
+  add("make a static segment, init it, leave", nothing, [](World& w) {
+    const std::uint32_t id = join_key(w, 1, End::kSender, ChannelType::kStatic);
+    w.op(1), init_area(w, id), w.op(2), leave_end(w, id);
+  });
+  add(
+      "the directory grows",
+      [](World& w) {
+        for (int i = 0; i < 42; ++i) (void)join_key(w, i, End::kSender, ChannelType::kAtomic);
+        REQUIRE(w, w.s->header().directory_bits.load() == 6);
+      },
+      [](World& w) {
+        (void)join_key(w, 99, End::kSender, ChannelType::kAtomic);
+        REQUIRE(w, w.s->header().directory_bits.load() == 7);
+      });
+  {
+    Scenario* s = add("take over the directory's lock from one who makes a channel", nothing,
+                      [](World& w) { (void)join_key(w, 1); });
+    s->victim.act = [](World& w) { (void)join_key(w, 1); };
+    s->victim_ends = [](World& w) {
+      return w.s->header().directory_lock.owner() != 0 && w.s->header().directory_used.load() == 1;
+    };
+  }
+  {
+    Scenario* s = add(
+        "take over the directory's lock from one who removes",
+        [](World& w) { (void)join_key(w, 1), (void)join_key(w, 1, End::kReceiver); },
+        [](World& w) { (void)join_key(w, 1); });
+    s->victim.act = [](World& w) { remove_key(w, 1); };
+    s->victim_ends = [](World& w) { return (w.s->channel(0).marks.load() & kRemoved) != 0; };
+  }
+  {
+    Scenario* s = add(
+        "take over an init that was begun",
+        [](World& w) { w.page->values[0] = join_key(w, 1, End::kSender, ChannelType::kStatic); },
+        [](World& w) { init_area(w, static_cast<std::uint32_t>(w.page->values[0].load())); });
+    s->victim.act = [](World& w) {
+      init_area(w, static_cast<std::uint32_t>(w.page->values[0].load()));
+    };
+    s->victim_ends = [](World& w) {
+      ChannelRow& row = w.s->channel(0);
+      return w.s->payload(row.value.load())[300] == std::byte{1};
+    };
+  }
+  return all;
+}
+
 /// Runs one scenario in a process of its own.
 Figures run_apart(const Scenario& scenario, std::uint64_t victim_change = 0) {
   auto* figures = shared_page<Figures>();
@@ -809,7 +1090,8 @@ int main(int count, char** arguments) {
   check::current = "single step";
   check::watchdog(full ? 7200 : 280);
   std::vector<Scenario> all = heap_scenarios();
-  for (auto more : {channel_scenarios(), lease_scenarios(), process_scenarios()})
+  for (auto more :
+       {channel_scenarios(), lease_scenarios(), process_scenarios(), directory_scenarios()})
     all.insert(all.end(), more.begin(), more.end());
 
   std::printf("%-62s %9s %8s %7s %4s\n", "scenario", "instr.", "changes", "states", "bad");

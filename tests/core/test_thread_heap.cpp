@@ -3,10 +3,13 @@
 //
 // test_thread_heap.cpp - thread_heap.hpp: blocks of every size against a model, threads, the end
 // of the memory.
+#include <sys/stat.h>
+
 #include <map>
 #include <mutex>
 
 #include "fixture.hpp"
+#include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/thread_heap.hpp"
 
 namespace {
@@ -181,6 +184,44 @@ TEST(dead_processes_give_their_memory_to_who_needs_it) {
   const std::uint64_t at = allocate(*s, 3'000'000);
 
   CHECK_EQ(Status::kOk, free_block(*s, at));
+  (void)sound(*s);
+}
+
+TEST(large_slabs_that_stood_unused_go_back_when_the_thread_settles) {
+  const auto s = make_segment(256U << 20);
+  ThreadHeap& heap = ThreadHeap::of(*s);
+  std::vector<std::uint64_t> blocks(20);
+  for (auto& block : blocks) block = allocate(*s, 4U << 20);
+  for (const std::uint64_t block : blocks) CHECK_EQ(Status::kOk, free_block(*s, block));
+  heap.settle();
+  CHECK_EQ(20U, take_census(*s, true).slabs);  // all of them were in use since the start
+  const std::uint64_t warm = allocate(*s, 4U << 20);
+  CHECK_EQ(Status::kOk, free_block(*s, warm));
+
+  heap.settle();
+
+  const Census census = sound(*s);
+  CHECK(census.slabs >= 4 && census.slabs <= 6);  // the one in use, and 16 MiB of others
+  CHECK_EQ(warm, allocate(*s, 4U << 20));
+}
+
+TEST(a_slab_that_was_taken_and_given_back_is_not_touched_by_its_last_owner) {
+  const auto s = make_segment();
+  const std::uint64_t block = allocate(*s, 4U << 20);
+  CHECK_EQ(Status::kOk, free_block(*s, block));
+  steal_empty_slabs(*s);
+  CHECK(RunHeap(*s).give_back(UINT32_MAX) >= 256);
+  struct stat before{};
+  CHECK_EQ(0, ::fstat(s->fd(), &before));
+  BlockPlace place{};
+  CHECK(!s->place(block, place));
+
+  ThreadHeap::of(*s).trim();
+
+  struct stat after{};
+  CHECK_EQ(0, ::fstat(s->fd(), &after));
+  CHECK_EQ(before.st_blocks, after.st_blocks);
+  (void)allocate(*s, 4U << 20);
   (void)sound(*s);
 }
 

@@ -45,7 +45,7 @@ def digest(data: Any) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def stats() -> dict[str, int]:
+def stats() -> Any:
     gc.collect()
     return ipcbuf.default_segment().stats()
 

@@ -216,7 +216,7 @@ def run(kills: int, seed: int) -> int:
     import ipcbuf
 
     segment = ipcbuf.default_segment()
-    before = segment.stats()
+    before: Any = segment.stats()
     begin = time.monotonic()
 
     def log(text: str) -> None:
@@ -228,7 +228,7 @@ def run(kills: int, seed: int) -> int:
     deadline = time.monotonic() + PATIENCE
     while True:
         segment.reap()
-        after = segment.stats()
+        after: Any = segment.stats()
         wrong = [f"{k}: {before[k]} -> {after[k]}" for k in KINDS if before[k] != after[k]]
         if not wrong or time.monotonic() > deadline:
             break

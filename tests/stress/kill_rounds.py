@@ -417,7 +417,7 @@ def leaks(before: dict[str, int]) -> list[str]:
 
     segment = ipcbuf.default_segment()
     segment.reap()
-    now = segment.stats()
+    now: Any = segment.stats()
     kinds = (
         "processes",
         "channels",
@@ -443,7 +443,7 @@ def run(
     """Run the rounds and print what came out; stop at the first bad one of ours."""
     context = importlib.import_module(library).get_context(method)
     ours = library == "ipcbuf_mp"
-    before: dict[str, int] = {}
+    before: Any = {}
     if ours:
         import ipcbuf
 

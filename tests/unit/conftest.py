@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import tempfile
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +19,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["start"]
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory in memory for this test's names alone."""
+    path = Path(tempfile.mkdtemp(prefix="ipcbuf-test-", dir="/dev/shm"))
+    monkeypatch.setenv("IPCBUF_DIR", str(path))
+    stop_forkserver = forkserver._forkserver._stop  # type: ignore[attr-defined]
+    stop_forkserver()  # it has the environment of the time when it was started
+
+    yield path
+
+    stop_forkserver()
+    gc.collect()
+    shutil.rmtree(path)
 
 
 @pytest.fixture

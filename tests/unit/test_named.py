@@ -8,10 +8,8 @@ import gc
 import multiprocessing
 import os
 import pickle
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ import pytest
 import ipcbuf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
     Start = Callable[..., Any]
@@ -29,18 +27,6 @@ if TYPE_CHECKING:
 PATIENCE = 60
 MIB = 1 << 20
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory in memory for this test's names alone."""
-    path = Path(tempfile.mkdtemp(prefix="ipcbuf-test-", dir="/dev/shm"))
-    monkeypatch.setenv("IPCBUF_DIR", str(path))
-
-    yield path
-
-    gc.collect()
-    shutil.rmtree(path)
 
 
 def names(folder: Path) -> list[str]:

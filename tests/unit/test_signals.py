@@ -134,7 +134,7 @@ def test_a_longer_storm_of_signals(wait: Wait) -> None:
 
 def counts(segment: ipcbuf.Segment) -> dict[str, int]:
     names = ("process_blocks", "flight_blocks", "ring_blocks", "shared_blocks", "channels")
-    stats = segment.stats()
+    stats: Any = segment.stats()
     return {name: stats[name] for name in (*names, "messages", "views", "leased_blocks")}
 
 

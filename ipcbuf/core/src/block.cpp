@@ -5,6 +5,7 @@
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/lease.hpp"
 #include "ipcbuf/run_heap.hpp"
+#include "ipcbuf/ticket.hpp"
 
 namespace ipcbuf {
 
@@ -50,7 +51,19 @@ bool is_empty(Segment& s, std::uint32_t head) noexcept {
 
 bool free_if_held(Segment& s, std::uint64_t offset, Holder from) noexcept {
   BlockPlace p{};
-  if (!s.place(offset, p) || !change_holder(s, p, from, kNobody)) return false;  // K1 release
+  if (!s.place(offset, p)) return false;
+  if (from.kind == HolderKind::kProcess && is_ticket(s, offset)) {
+    Holder now{};
+    if (!read_holder(s, p, now) || now != from) return false;
+    const Holder me = by_process(s.token());
+    if (from != me) {  // T2
+      note_slot(s, p);
+      if (!change_holder(s, p, from, me)) return false;
+      from = me;
+    }
+    drop_ticket(s, offset);
+  }
+  if (!change_holder(s, p, from, kNobody)) return false;  // K1 release, to allocate
   A::fetch_or(s.page(p.head).returned, 1ULL << p.index);
   // The last one out of an ownerless slab gives it back. (Our store, then our look; the
   // orphaner stores, then looks: one of the two sees the other.)
@@ -115,6 +128,8 @@ Status share_block(Segment& s, std::uint64_t offset, Token with) noexcept {
   Holder now{};
   if (!s.place(offset, p) || !read_holder(s, p, now)) return s.poison(__LINE__);
   if (now.kind == HolderKind::kEntry) {
+    if (index_of(now.id) >= s.constants().max_entries) return s.poison(__LINE__);
+    if (with == 0) return Status::kOk;
     return add_hold(s, s.entry(index_of(now.id)).holds, Hold{HoldKind::kProcess, with, 1});
   }
   const Token me = s.token();
@@ -125,7 +140,7 @@ Status share_block(Segment& s, std::uint64_t offset, Token with) noexcept {
   const EntryWord claimed = EntryWord::unpack(A::load_acquire(entry.state));
   // Cells, then kActive, then the holder: an active entry without cells is never a new one.
   A::store_release(entry.holds.cells[0], Hold{HoldKind::kProcess, me, 1}.pack());
-  A::store_release(entry.holds.cells[1], Hold{HoldKind::kProcess, with, 1}.pack());
+  if (with != 0) A::store_release(entry.holds.cells[1], Hold{HoldKind::kProcess, with, 1}.pack());
   A::store_release(entry.state,
                    EntryWord{EntryState::kActive, claimed.generation, offset / kCacheLine}.pack());
   store_holder(s, p, by_entry(make_id(index, claimed.generation)));

@@ -8,8 +8,10 @@
 #include <algorithm>
 
 #include "ipcbuf/block.hpp"
+#include "ipcbuf/directory.hpp"
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/platform.hpp"
+#include "ipcbuf/static_area.hpp"
 #include "ipcbuf/thread_heap.hpp"
 
 namespace ipcbuf {
@@ -57,51 +59,86 @@ void give_ring(Segment& s, std::uint64_t offset, std::uint32_t id) noexcept {
   store_holder(s, p, by_channel(id));
 }
 
-Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& id, Failure& why) {
+namespace {
+
+/// True if the row was free and is ours now.
+bool try_claim_row(Segment& s, std::uint32_t i, std::uint32_t& id) noexcept {
+  ChannelRow& row = s.channel(i);
+  std::uint64_t word = A::load_acquire(row.state);
+  const ChannelWord old = ChannelWord::unpack(word);
+  if (old.state != ChannelState::kFree) return false;
+  if (!A::compare_exchange(row.state, word,
+                           ChannelWord{ChannelState::kClaimed, old.generation, s.token()}.pack()))
+    return false;
+  id = make_id(i, old.generation);
+  return true;
+}
+
+/// A free row. The one freed last is tried first. Used rows are searched only while about one in
+/// eight of them is free, so a search takes eight looks on average however many channels there
+/// are, and the table stays at most an eighth longer than needed.
+Status claim_row(Segment& s, std::uint32_t& id, Failure& why) noexcept {
+  Header& h = s.header();
   const std::uint32_t n = s.constants().max_channels;
-  const std::uint32_t hint = A::load_relaxed(s.header().channel_hint);  // relaxed: never trusted
-  std::uint32_t index = n;
-  std::uint32_t generation = 0;
-  for (std::uint32_t k = 0; k < n && index == n; ++k) {
-    const std::uint32_t i = (hint + k) % n;
-    ChannelRow& row = s.channel(i);
-    std::uint32_t high = A::load_acquire(s.header().channels_high);
+  const std::uint32_t used = s.channels_high();
+  const std::uint32_t hint = A::load_relaxed(h.channel_hint);  // relaxed: never trusted
+  const auto found = [&](std::uint32_t i) {
+    A::store_relaxed(h.channel_hint, i + 1);
+    std::uint32_t free = A::load_relaxed(h.channels_free);  // relaxed: about right is enough
+    while (free != 0 && !A::compare_exchange(h.channels_free, free, free - 1)) {
+    }
+    return Status::kOk;
+  };
+  if (hint < used && try_claim_row(s, hint, id)) return found(hint);
+  const std::uint32_t free = A::load_relaxed(h.channels_free);
+  if (used != 0 && (free > used / 8 || used == n)) {
+    for (std::uint32_t k = 0; k < used; ++k) {
+      const std::uint32_t i = (hint % used + k) % used;
+      if (try_claim_row(s, i, id)) return found(i);
+    }
+    A::store_relaxed(h.channels_free, 0);  // who died between a row and its count
+  }
+  for (std::uint32_t i = used; i < n; ++i) {
+    constexpr std::uint64_t kChunk = 4096;  // begins with a row; rows lie in order
+    const std::uint64_t at = s.constants().channels + std::uint64_t{i} * sizeof(ChannelRow);
+    std::uint32_t high = A::load_acquire(h.channels_high);
     if (i >= high) {
-      constexpr std::uint64_t kChunk = 4096;
-      const std::uint64_t at = s.constants().channels + std::uint64_t{i} * sizeof(ChannelRow);
-      if (const int error = s.reserve(at / kChunk * kChunk, kChunk); error != 0) {
+      // The row in front was used, so the chunk it shares with us is reserved.
+      if (const int error =
+              i == high && at % kChunk != 0 ? 0 : s.reserve(at / kChunk * kChunk, kChunk);
+          error != 0) {
         why = {s.is_lost() ? Status::kLost : Status::kExhausted, -error, "fallocate"};
         return why.status;
       }
-      while (high <= i && !A::compare_exchange(s.header().channels_high, high, i + 1)) {
+      while (high <= i && !A::compare_exchange(h.channels_high, high, i + 1)) {
       }
     }
-    std::uint64_t word = A::load_acquire(row.state);
-    const ChannelWord old = ChannelWord::unpack(word);
-    if (old.state != ChannelState::kFree) continue;
-    generation = old.generation;
-    if (A::compare_exchange(row.state, word,
-                            ChannelWord{ChannelState::kClaimed, generation, s.token()}.pack()))
-      index = i;
+    if (try_claim_row(s, i, id)) {
+      A::store_relaxed(h.channel_hint, i + 1);
+      return Status::kOk;
+    }
   }
-  if (index == n) {
-    why = {Status::kTooMany, 0, "channels"};
-    why.requested = n;
-    return why.status;
-  }
-  A::store_relaxed(s.header().channel_hint, (index + 1) % n);
-  id = make_id(index, generation);
-  ChannelRow& row = s.channel(index);
+  why = {Status::kTooMany, 0, "channels"};
+  why.requested = n;
+  return why.status;
+}
+
+}  // namespace
+
+Status draft_channel(Segment& s, const ChannelOptions& options, std::uint32_t& id, Failure& why) {
+  if (const Status status = claim_row(s, id, why); status != Status::kOk) return status;
+  ChannelRow& row = s.channel(index_of(id));
   row.flags = (options.shared || options.lease ? kSharedEnds : 0) | (options.lease ? kLeased : 0);
   row.bell_kind = options.bell;
-  row.max_items = options.max_items;
-  row.max_bytes = options.max_bytes;
-  row.type = ChannelType::kRecord;
+  row.type = options.type;
   row.key = {};
+  A::store_relaxed(row.max_items, options.max_items);
+  A::store_relaxed(row.max_bytes, options.max_bytes);
   A::store_relaxed(row.returned, 0);
   A::store_relaxed(row.give_backs, 0);
   A::store_relaxed(row.value, 0);
   A::store_relaxed(row.ready, 0);
+  A::store_relaxed(row.marks, 0);
   for (EndRow* end : {&row.sender, &row.receiver}) {
     end->lock.reset();
     A::store_relaxed(end->owner, 0);
@@ -124,44 +161,66 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
     A::store_relaxed(list->next, 0);
     for (auto& cell : list->cells) A::store_relaxed(cell, 0);
   }
+  if (options.type != ChannelType::kRecord) return Status::kOk;
   std::uint64_t ring = 0;
-  Status status = make_ring(s, id, kMinRing, ring, why);
-  if (status == Status::kOk) {
-    give_ring(s, ring, id);
-    A::store_release(row.receiver.ring, ring);  // reached from here on
-    A::store_release(row.sender.ring, ring);
-    status = s.add_endpoint(id, End::kSender);
-    if (status == Status::kOk) status = s.add_endpoint(id, End::kReceiver);
-  }
-  if (status != Status::kOk) {
+  if (const Status status = make_ring(s, id, kMinRing, ring, why); status != Status::kOk) {
     why.status = status;
-    destroy_channel(s, index);
+    destroy_channel(s, index_of(id));
     return status;
   }
-  A::store_release(row.state, ChannelWord{ChannelState::kActive, generation, 0}.pack());
+  give_ring(s, ring, id);
+  A::store_release(row.receiver.ring, ring);  // reached from here on
+  A::store_release(row.sender.ring, ring);
   return Status::kOk;
 }
 
-Status open_channel(Segment& s, std::uint32_t id, End end, Token transit) {
-  const std::uint32_t index = index_of(id);
-  if (index >= s.constants().max_channels || index >= A::load_acquire(s.header().channels_high))
-    return Status::kNotFound;
-  const ChannelWord word = ChannelWord::unpack(A::load_acquire(s.channel(index).state));
-  if (word.state != ChannelState::kActive || word.generation != generation_of_id(id))
-    return Status::kNotFound;
-  const Status status = s.add_endpoint(id, end);
+void activate_channel(Segment& s, std::uint32_t id) noexcept {
+  A::store_release(s.channel(index_of(id)).state,
+                   ChannelWord{ChannelState::kActive, generation_of_id(id), 0}.pack());
+}
+
+Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& id, Failure& why) {
+  Status status = draft_channel(s, options, id, why);
   if (status != Status::kOk) return status;
-  // H1: the hold in transit may have gone with its dead while we added ours. If nobody else holds
-  // the end, it is being closed or belongs to another channel by now.
-  HoldList& holds = hold_list(s, id, end);
-  const ChannelWord now = ChannelWord::unpack(A::load_acquire(s.channel(index).state));
-  if (!is_held_by_others(s, holds, s.token()) || now.state != ChannelState::kActive ||
-      now.generation != word.generation) {
-    s.remove_endpoint(id, end);
-    return Status::kNotFound;
+  status = s.add_endpoint(id, End::kSender);
+  if (status == Status::kOk) status = s.add_endpoint(id, End::kReceiver);
+  if (status != Status::kOk) {
+    why.status = status;
+    destroy_channel(s, index_of(id));
+    return status;
   }
+  activate_channel(s, id);
+  return Status::kOk;
+}
+
+Status open_channel(Segment& s, std::uint32_t id, End end, Token transit, ChannelType type) {
+  const std::uint32_t index = index_of(id);
+  if (index >= s.channels_high()) return Status::kNotFound;
+  ChannelRow& row = s.channel(index);
+  HoldList& holds = hold_list(s, id, end);
+  SpareEntry spare(s);
+  Status status = Status::kFull;
+  while (status == Status::kFull) {
+    {
+      const DirectoryLock lock(s, platform::kForever);
+      const ChannelWord word = ChannelWord::unpack(A::load_acquire(row.state));
+      if (word.state != ChannelState::kActive || word.generation != generation_of_id(id) ||
+          row.type != type)
+        return Status::kNotFound;
+      // H1: what held the end for us went with its dead. Only a key lets it be joined again.
+      if ((A::load_acquire(row.marks) & kKeyed) == 0 && is_unheld(s, holds))
+        return Status::kNotFound;
+      status = try_add_hold(s, holds, Hold{HoldKind::kProcess, s.token(), 1}, spare);
+      if (status == Status::kOk) reopen_end(s, row, end);
+    }
+    if (status != Status::kFull) break;
+    status = spare.make_room(holds);
+    if (status == Status::kOk) status = Status::kFull;
+  }
+  if (status != Status::kOk) return status;
+  s.note_endpoint(id, end);
   if (transit != 0) drop_hold(s, holds, HoldKind::kTransit, transit, false);
-  return status;
+  return Status::kOk;
 }
 
 Status hold_in_transit(Segment& s, std::uint32_t id, End end) {
@@ -179,29 +238,43 @@ void drop_endpoint_hold(Segment& s, std::uint32_t id, End end, HoldKind kind, To
 
 void settle_channel(Segment& s, std::uint32_t index) {
   ChannelRow& row = s.channel(index);
-  std::uint64_t word = A::load_acquire(row.state);
+  const std::uint64_t word = A::load_acquire(row.state);
   const ChannelWord state = ChannelWord::unpack(word);
-  if (state.state != ChannelState::kActive) return;
-  bool unheld[2] = {};
-  for (const End end : {End::kSender, End::kReceiver}) {
-    const auto e = static_cast<std::size_t>(end);
-    EndRow& side = end == End::kSender ? row.sender : row.receiver;
-    unheld[e] = is_unheld(s, end == End::kSender ? row.sender_holds : row.receiver_holds);
-    auto open = static_cast<std::uint32_t>(EndState::kOpen);
-    if (unheld[e] && A::compare_exchange(side.state, open,
-                                         static_cast<std::uint32_t>(EndState::kClosed)))  // C4
-      wake_channel(s, row);
+  if (state.state != ChannelState::kActive || s.token() == 0) return;
+  constexpr auto kOpen = static_cast<std::uint32_t>(EndState::kOpen);
+  // A look without the lock, so that the reaper may come by every channel.
+  const bool looks[2] = {is_unheld(s, row.sender_holds), is_unheld(s, row.receiver_holds)};
+  if (!(looks[0] && looks[1]) && !(looks[0] && A::load_acquire(row.sender.state) == kOpen) &&
+      !(looks[1] && A::load_acquire(row.receiver.state) == kOpen))
+    return;
+  bool is_last = false;
+  {
+    const DirectoryLock lock(s, platform::kForever);
+    if (A::load_acquire(row.state) != word) return;  // somebody was faster
+    bool unheld[2] = {};
+    for (const End end : {End::kSender, End::kReceiver}) {
+      const auto e = static_cast<std::size_t>(end);
+      EndRow& side = end == End::kSender ? row.sender : row.receiver;
+      unheld[e] = is_unheld(s, end == End::kSender ? row.sender_holds : row.receiver_holds);
+      std::uint32_t open = kOpen;
+      if (unheld[e] && A::compare_exchange(side.state, open,
+                                           static_cast<std::uint32_t>(EndState::kClosed)))  // C4
+        wake_channel(s, row);
+    }
+    if (unheld[0] && unheld[1]) {
+      is_last = true;
+      A::store_release(row.state,
+                       ChannelWord{ChannelState::kDestroying, state.generation, s.token()}.pack());
+      forget_key(s, index);
+    }
   }
-  if (unheld[0] && unheld[1] &&
-      A::compare_exchange(
-          row.state, word,
-          ChannelWord{ChannelState::kDestroying, state.generation, s.token()}.pack()))
-    destroy_channel(s, index);
+  if (is_last) destroy_channel(s, index);
 }
 
 void destroy_channel(Segment& s, std::uint32_t index) {
   ChannelRow& row = s.channel(index);
   const std::uint32_t id = channel_id(index, row);
+  if (row.type == ChannelType::kStatic) give_back_area(s, row, id);
   // As a receiver would: every step leaves a channel that another destroyer can go on with.
   for (std::uint64_t at = A::load_acquire(row.receiver.ring); at != 0;
        at = A::load_acquire(row.receiver.ring)) {
@@ -215,8 +288,11 @@ void destroy_channel(Segment& s, std::uint32_t index) {
     RecordHeader header{};
     std::uint64_t cumulative = 0;
     const std::byte* body = nullptr;
-    Front front = Front::kEmpty;
-    while ((front = reader.front(header, cumulative, body)) == Front::kRecord) {
+    Front front = is_possible(ring, reader.position(), RingWord::unpack(A::load_relaxed(seen)))
+                      ? Front::kRecord
+                      : Front::kCorrupted;
+    while (front == Front::kRecord &&
+           (front = reader.front(header, cumulative, body)) == Front::kRecord) {
       std::uint64_t held[kMaxBlocks];
       const auto* refs = reinterpret_cast<const BlockRef*>(body);
       std::uint32_t n = 0;
@@ -253,6 +329,8 @@ void destroy_channel(Segment& s, std::uint32_t index) {
   const ChannelWord state = ChannelWord::unpack(A::load_acquire(row.state));
   A::store_release(row.state,
                    ChannelWord{ChannelState::kFree, (state.generation + 1) & 0xFFF, 0}.pack());
+  A::fetch_add(s.header().channels_free, 1);
+  A::store_relaxed(s.header().channel_hint, index);  // relaxed: never trusted
 }
 
 // ---- after the death of who was inside an end ----
@@ -333,6 +411,7 @@ void recover_end_lock(Segment& s, std::uint32_t index, End end) noexcept {
       s.token(), platform::kForever, [&](Token t) { return s.is_dead(t); },
       [&] {
         A::fetch_add(s.header().takeovers, 1);
+        if (row.type != ChannelType::kRecord) return;  // an init function's: nothing to mend
         end == End::kSender ? recover_sender(s, row, id) : recover_receiver(s, row, id);
       });
   if (held) side.lock.release();

@@ -58,8 +58,7 @@ std::uint32_t pid_of(Segment& s, Token token) noexcept {
 std::vector<ChannelDiagnosis> diagnose(Segment& s) {
   std::vector<ChannelDiagnosis> out;
   const std::int64_t now = platform::monotonic_ns();
-  const std::uint32_t high =
-      std::min(A::load_acquire(s.header().channels_high), s.constants().max_channels);
+  const std::uint32_t high = s.channels_high();
   for (std::uint32_t i = 0; i < high; ++i) {
     ChannelRow& row = s.channel(i);
     const std::uint64_t word = A::load_acquire(row.state);
@@ -73,11 +72,13 @@ std::vector<ChannelDiagnosis> diagnose(Segment& s) {
     c.type = checked(static_cast<std::uint32_t>(row.type), ChannelType::kAtomic);
     c.shared = (row.flags & kSharedEnds) != 0;
     c.bell = checked(static_cast<std::uint32_t>(row.bell_kind), BellKind::kSocket);
-    c.max_items = row.max_items;
-    c.max_bytes = row.max_bytes;
+    c.max_items = A::load_relaxed(row.max_items);  // relaxed: given once
+    c.max_bytes = A::load_relaxed(row.max_bytes);
     const auto got = static_cast<std::uint32_t>(A::load_acquire(row.receiver.items));
     const auto sent = static_cast<std::uint32_t>(A::load_acquire(row.sender.items));
     // The two were read at different moments.
+    c.sent = sent;
+    c.received = got;
     c.messages = static_cast<std::int32_t>(sent - got) > 0 ? sent - got : 0;
     const std::uint64_t bytes_got = A::load_acquire(row.receiver.bytes);
     const std::uint64_t bytes_sent = A::load_acquire(row.sender.bytes);

@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "ipcbuf/block.hpp"
+#include "ipcbuf/bridge.hpp"
 #include "ipcbuf/channel.hpp"
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/thread_heap.hpp"
+#include "ipcbuf/ticket.hpp"
 
 namespace ipcbuf {
 
@@ -28,6 +30,10 @@ constexpr std::uint32_t kSpinRetry = 32;  // waits without spinning before it is
 constexpr std::uint32_t kLargestRing = (1U << 20) - kRingOverhead;
 
 }  // namespace
+
+std::int64_t slice_ns(std::int64_t waited_ns) noexcept {
+  return waited_ns < kFirstSecond ? kShortSlice : kLongSlice;
+}
 
 void mark_sleeper(BellRow& bell, Token me, std::int64_t since_ns) noexcept {
   // relaxed: for people, who may see one without the other
@@ -63,6 +69,51 @@ std::uint32_t Endpoint::pending() noexcept {
   const std::uint32_t n = sent - received;
   const std::uint32_t returned = leased_ ? A::load_acquire(row_.returned) : 0;
   return (n < 1U << 31 ? n : 0) + returned;  // the two were read at different moments
+}
+
+Endpoint::~Endpoint() {
+  if (watched_) Bridge::forget(*this);
+}
+
+bool Endpoint::is_ready() noexcept {
+  if (closed_ || hangup_ || s_.is_poisoned()) return true;
+  return end_ == End::kSender ? static_cast<SenderEnd*>(this)->may_send()
+                              : static_cast<ReceiverEnd*>(this)->may_receive();
+}
+
+void Endpoint::list_peers(std::vector<Token>& out) {
+  const Token me = s_.token();
+  const auto list = [&](HoldList& holds) {
+    std::vector<Hold> cells;
+    list_holds(s_, holds, s_.constants().max_slots, cells);
+    for (const Hold& hold : cells)
+      if ((hold.kind == HoldKind::kProcess || hold.kind == HoldKind::kTransit) && hold.id != me)
+        out.push_back(hold.id);
+  };
+  // A receiver beside us that died may have what we wait for.
+  if (end_ == End::kReceiver && leased_) list(row_.receiver_holds);
+  HoldList& holds = end_ == End::kSender ? row_.receiver_holds : row_.sender_holds;
+  if (const Token owner = A::load_acquire(other().owner); owner != 0) {
+    if (owner != me) out.push_back(owner);
+  } else if (!has_hold(s_, holds, HoldKind::kProcess, me)) {
+    list(holds);
+  }
+}
+
+void Endpoint::lower_alarm() noexcept {
+  // relaxed: what the bridge raises meanwhile stays raised, and the next call lowers it
+  if (alarmed_.load(std::memory_order_relaxed)) [[unlikely]]
+    Bridge::lower(*this);
+}
+
+bool Endpoint::is_full() noexcept {
+  const std::uint64_t max_items = A::load_relaxed(row_.max_items);  // relaxed: given once
+  return max_items != 0 && pending() >= max_items;
+}
+
+bool Endpoint::is_gone(const EndRow& side) noexcept {
+  const auto state = static_cast<EndState>(A::load_acquire(side.state));
+  return state == EndState::kClosed || state == EndState::kDead;
 }
 
 Status Endpoint::enter(std::int64_t until_ns) noexcept {
@@ -119,6 +170,7 @@ void Endpoint::leave() noexcept {
 
 void Endpoint::close() {
   if (closed_.exchange(true)) return;
+  if (watched_) Bridge::closed(*this);  // looks behind closed_, as the bridge does the other way
   // E1: another thread of ours may be inside, and without our hold the channel may become
   // another's under it. Nobody waits inside. Who was inside at a fork is not in the child.
   const Token me = s_.token();
@@ -167,7 +219,7 @@ Status Endpoint::peer_gone(bool prove) noexcept {
 std::int64_t Endpoint::slice_end(std::int64_t until_ns, Wait& wait) noexcept {
   const std::int64_t now = platform::monotonic_ns();
   if (wait.began == 0) wait.began = now;
-  const std::int64_t slice = now - wait.began < kFirstSecond ? kShortSlice : kLongSlice;
+  const std::int64_t slice = slice_ns(now - wait.began);
   return until_ns - now < slice ? until_ns : now + slice;
 }
 
@@ -221,24 +273,26 @@ void Endpoint::finish_wait(const Wait& wait) noexcept {
   if (!wait.slept) return;
   Doorbell<> bell(bell_row(), s_.asymmetric());
   bell.leave();  // D2
-  const bool more =
-      end_ == End::kReceiver ? pending() != 0 : row_.max_items == 0 || row_.max_items > pending();
+  const bool more = end_ == End::kReceiver ? pending() != 0 : !is_full();
   if (more) bell.wake();
 }
 
 // ---- sender ----
 
 bool SenderEnd::has_room(std::uint64_t weight) noexcept {
-  if (row_.max_items != 0 && pending() >= row_.max_items) return false;
-  if (row_.max_bytes == 0) return true;
+  if (is_full()) return false;
+  const std::uint64_t max_bytes = A::load_relaxed(row_.max_bytes);  // relaxed: given once
+  if (max_bytes == 0) return true;
   const std::uint64_t sent = A::load_acquire(row_.sender.bytes);
   const std::uint64_t received = A::load_acquire(row_.receiver.bytes);
   const std::uint64_t inside = sent > received ? sent - received : 0;
   // An empty channel takes one message of any size.
-  return inside == 0 || pending() == 0 || inside + weight <= row_.max_bytes;
+  return inside == 0 || pending() == 0 || inside + weight <= max_bytes;
 }
 
-bool SenderEnd::is_full() noexcept { return row_.max_items != 0 && pending() >= row_.max_items; }
+bool SenderEnd::may_send() noexcept {
+  return has_room(wanted_.load(std::memory_order_relaxed)) || is_gone(other());
+}
 
 /// D3: writes the byte that a polled descriptor needs.
 void SenderEnd::ring_bell_entered() noexcept {
@@ -261,7 +315,7 @@ Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
   const std::uint64_t weight = m.weight();
   if (!has_room(weight)) return Status::kFull;
   const std::uint64_t tail = A::load_acquire(row_.sender.ring);
-  if (tail != ring_offset_ || ring_.header->capacity != ring_.capacity) {
+  if (tail != ring_offset_ || ring_offset_ == 0 || ring_.header->capacity != ring_.capacity) {
     if (!open_ring(s_, tail, id_, ring_)) return s_.poison(__LINE__);
     ring_offset_ = tail;
   }
@@ -329,6 +383,13 @@ Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& 
     leave();
   } while (status == Status::kExhausted);
   if (spare_ring != 0) (void)free_block(s_, spare_ring);
+  // relaxed: a hint for who waits for room; the last refusal counts
+  if (status == Status::kFull) {
+    wanted_.store(m.weight(), std::memory_order_relaxed);
+  } else if (status == Status::kOk && wanted_.load(std::memory_order_relaxed) != 0) {
+    wanted_.store(0, std::memory_order_relaxed);
+  }
+  lower_alarm();
   if (status == Status::kOk && bell_kind_ != BellKind::kSocket)
     Doorbell<>(row_.data, s_.asymmetric()).ring_futex();
   return status;
@@ -341,11 +402,9 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
   if (platform::monotonic_ns() >= until_ns) return Status::kFull;
   const std::uint64_t weight = m.weight();
   Doorbell<> bell(row_.room, s_.asymmetric());
-  const auto ready = [&] {
-    return has_room(weight) ||
-           A::load_acquire(other().state) != static_cast<std::uint32_t>(EndState::kOpen);
-  };
+  const auto ready = [&] { return has_room(weight) || is_gone(other()); };
   if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, wait, ready);
+  if (!s_.is_whole()) return s_.fault();
   if (ready()) return Status::kSlice;
   if (const Status health = s_.health(); health != Status::kOk) return health;
   return peer_gone(true) == Status::kOk ? Status::kSlice : Status::kBroken;
@@ -355,8 +414,14 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
 
 bool ReceiverEnd::has_data() noexcept {
   return A::load_acquire(row_.sender.items) != A::load_acquire(row_.receiver.items) ||
-         (leased_ && A::load_acquire(row_.returned) != 0) ||
-         A::load_acquire(row_.sender.state) != static_cast<std::uint32_t>(EndState::kOpen);
+         (leased_ && A::load_acquire(row_.returned) != 0) || is_gone(row_.sender);
+}
+
+bool ReceiverEnd::may_receive() noexcept {
+  if (!has_data()) return false;
+  // D8: the end of a leased channel comes when nobody has a message it may not finish.
+  return !leased_ || !is_empty() || A::load_acquire(row_.returned) != 0 ||
+         !is_leased_elsewhere(s_, id_);
 }
 
 bool ReceiverEnd::is_empty() noexcept {
@@ -386,7 +451,7 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
   if (s_.is_poisoned()) return s_.fault();
   for (;;) {
     const std::uint64_t head = A::load_acquire(row_.receiver.ring);
-    if (head != ring_offset_ || ring_.header->capacity != ring_.capacity) {
+    if (head != ring_offset_ || ring_offset_ == 0 || ring_.header->capacity != ring_.capacity) {
       if (!open_ring(s_, head, id_, ring_)) return s_.poison(__LINE__);
       ring_offset_ = head;
     }
@@ -430,7 +495,9 @@ Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
       BlockPlace p{};
       Holder holder{};
       if (!s_.place(m.blocks[i].offset, p) || !read_holder(s_, p, holder) ||
-          holder.kind == HolderKind::kFree || m.blocks[i].length > p.size() - sizeof(BlockHeader))
+          holder.kind == HolderKind::kFree ||
+          // Of a ticket the length is the shared block's, which is checked when it is read.
+          (m.blocks[i].length > p.size() - sizeof(BlockHeader) && !is_ticket(s_, p.offset)))
         return s_.poison(__LINE__);
       note_slot(s_, p);
       if (leased_) {
@@ -503,7 +570,7 @@ Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
   if (leased_ && A::load_acquire(row_.returned) != 0) [[unlikely]] {
     status = take_returned(m, lock_until);
     if (status != Status::kEmpty) {
-      if (status == Status::kOk && row_.max_items != 0)
+      if (status == Status::kOk && max_items() != 0)
         Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
       return status;
     }
@@ -512,7 +579,10 @@ Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
   if (status != Status::kOk) return status;
   status = receive_entered(m);
   leave();
-  if (status == Status::kOk && (row_.max_items | row_.max_bytes) != 0)
+  lower_alarm();
+  // relaxed: a sender can only sleep for room once a limit was given
+  if (status == Status::kOk &&
+      (A::load_relaxed(row_.max_items) | A::load_relaxed(row_.max_bytes)) != 0)
     Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
   return status;
 }
@@ -549,6 +619,7 @@ Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait
     return Status::kSlice;  // once more, with D7's order
   }
   wait_data(until_ns, wait);
+  if (!s_.is_whole()) return s_.fault();
   if (!has_data()) {
     if (const Status health = s_.health(); health != Status::kOk) return health;
     (void)peer_gone(true);
@@ -589,6 +660,7 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
     return found ? Status::kOk : Status::kEmpty;
   }
   wait_data(until_ns, wait);
+  if (!s_.is_whole()) return s_.fault();
   if (has_data() || hangup_) return Status::kOk;
   const Status health = s_.health();
   return health == Status::kOk ? Status::kSlice : health;

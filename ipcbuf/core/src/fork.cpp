@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ipcbuf/block.hpp"
+#include "ipcbuf/bridge.hpp"
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
@@ -169,6 +170,7 @@ void ForkHandlers::raw_fork() noexcept {
                      Hold{HoldKind::kProcess, s.token_, count});
     for (LiveView* v = s.views_.next; v != &s.views_; v = v->next) v->pinned = true;
   }
+  Bridge::after_raw_fork();
 }
 
 }  // namespace ipcbuf

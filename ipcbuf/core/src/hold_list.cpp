@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ipcbuf/hold_list.hpp"
 
-#include <algorithm>
-
 #include "ipcbuf/reaper.hpp"
 
 namespace ipcbuf {
@@ -69,39 +67,62 @@ Status claim_entry(Segment& s, std::uint32_t& index) noexcept {
   return Status::kTooMany;
 }
 
-Status add_hold(Segment& s, HoldList& list, Hold hold) noexcept {
-  for (bool reaped = false;;) {
-    // Our own cell first: a process has one cell per list however many handles it has.
-    HoldList* last = &list;
-    const bool added = any_cell(s, list, [&](Atomic<std::uint64_t>& cell) {
-      std::uint64_t word = A::load_acquire(cell);
-      while (same(Hold::unpack(word), hold.kind, hold.id)) {
-        Hold more = Hold::unpack(word);
-        more.count += hold.count;
-        if (A::compare_exchange(cell, word, more.pack())) return true;
-      }
-      return false;
-    });
-    if (added) return Status::kOk;
+Status try_add_hold(Segment& s, HoldList& list, Hold hold, SpareEntry& spare) noexcept {
+  // Our own cell first: a process has one cell per list however many handles it has.
+  const bool added = any_cell(s, list, [&](Atomic<std::uint64_t>& cell) {
+    std::uint64_t word = A::load_acquire(cell);
+    while (same(Hold::unpack(word), hold.kind, hold.id)) {
+      Hold more = Hold::unpack(word);
+      more.count += hold.count;
+      if (A::compare_exchange(cell, word, more.pack())) return true;
+    }
+    return false;
+  });
+  if (added) return Status::kOk;
+  for (;;) {
     const bool made = any_cell(s, list, [&](Atomic<std::uint64_t>& cell) {
       std::uint64_t empty = 0;
       return A::load_acquire(cell) == 0 && A::compare_exchange(cell, empty, hold.pack());
     });
     if (made) return Status::kOk;
     if (s.is_poisoned()) return s.fault();
-    if (!reaped) {
-      reaped = true;
-      if (reap_dead_holders(s, list)) continue;
-    }
+    if (spare.next_ == 0) return Status::kFull;
     // Full of the living: chain one more entry to the last part.
-    std::uint32_t index = 0;
-    if (const Status status = claim_entry(s, index); status != Status::kOk) return status;
-    for (;;) {
+    HoldList* last = &list;
+    for (std::uint32_t steps = 0;; ++steps) {
       std::uint64_t none = 0;
-      if (A::compare_exchange(last->next, none, std::uint64_t{index} + 1)) break;  // H2
-      if (none > s.constants().max_entries) return s.poison(__LINE__);
+      if (A::compare_exchange(last->next, none, spare.next_)) break;  // H2
+      if (none > s.constants().max_entries || steps > s.constants().max_entries)
+        return s.poison(__LINE__);
       last = &s.entry(static_cast<std::uint32_t>(none - 1)).holds;
     }
+    spare.next_ = 0;
+  }
+}
+
+Status SpareEntry::make_room(HoldList& list) noexcept {
+  if (!reaped_) {
+    reaped_ = true;
+    if (reap_dead_holders(s_, list)) return Status::kOk;
+  }
+  if (next_ != 0) return Status::kOk;
+  std::uint32_t index = 0;
+  if (const Status status = claim_entry(s_, index); status != Status::kOk) return status;
+  next_ = std::uint64_t{index} + 1;
+  return Status::kOk;
+}
+
+SpareEntry::~SpareEntry() {
+  if (next_ != 0) release_chain(s_, next_);
+}
+
+Status add_hold(Segment& s, HoldList& list, Hold hold) noexcept {
+  SpareEntry spare(s);
+  for (;;) {
+    Status status = try_add_hold(s, list, hold, spare);
+    if (status != Status::kFull) return status;
+    status = spare.make_room(list);
+    if (status != Status::kOk) return status;
   }
 }
 
@@ -137,8 +158,7 @@ bool is_unheld(Segment& s, HoldList& list) noexcept {
 }
 
 void list_holds(Segment& s, HoldList& list, std::size_t limit, std::vector<Hold>& out) {
-  const std::uint32_t entries =
-      std::min(A::load_acquire(s.header().entries_high), s.constants().max_entries);
+  const std::uint32_t entries = s.entries_high();
   const HoldList* part = &list;
   for (std::uint32_t steps = 0; steps <= entries; ++steps) {
     for (const auto& cell : part->cells) {
@@ -165,6 +185,32 @@ bool reap_dead_holders(Segment& s, HoldList& list) noexcept {
     return false;
   });
   return any;
+}
+
+bool has_living_holder(Segment& s, HoldList& list) noexcept {
+  return any_cell(s, list, [&](Atomic<std::uint64_t>& cell) {
+    const Hold hold = Hold::unpack(A::load_acquire(cell));
+    return hold.count != 0 && !s.is_dead(hold.id);
+  });
+}
+
+std::uint64_t count_holds(Segment& s, HoldList& list) noexcept {
+  std::uint64_t sum = 0;
+  any_cell(s, list, [&](Atomic<std::uint64_t>& cell) {
+    sum += Hold::unpack(A::load_acquire(cell)).count;
+    return false;
+  });
+  return sum;
+}
+
+Token any_holder(Segment& s, HoldList& list) noexcept {
+  Token found = 0;
+  any_cell(s, list, [&](Atomic<std::uint64_t>& cell) {
+    const Hold hold = Hold::unpack(A::load_acquire(cell));
+    if (hold.count != 0) found = hold.id;
+    return hold.count != 0;
+  });
+  return found;
 }
 
 void mark_chain(Segment& s, HoldList& list, std::uint64_t* bitmap) noexcept {

@@ -281,14 +281,14 @@ bool is_stale(int fd, const FileStatus& file, const Preview& seen, Token except 
 }
 
 /// As `is_stale`, for a file whose content may be nonsense; false if it is none of ours.
-bool is_waste(int fd, const FileStatus& file, Token except = 0) {
+bool is_waste(int fd, const FileStatus& file, bool damaged_too, Token except = 0) {
   Preview seen{};
   Failure why;
   const Status status = preview_file(fd, seen, why);
   if (status == Status::kOk) return is_stale(fd, file, seen, except);
   const bool was_ours =
       status == Status::kTruncated || status == Status::kCorrupted || file.size == 0;
-  return was_ours && platform::test_life_bytes(fd) == 0;
+  return damaged_too && was_ours && platform::test_life_bytes(fd) == 0;
 }
 
 // ---- names ----
@@ -469,7 +469,7 @@ std::shared_ptr<Segment> try_open(const std::string& name, const NamedOptions& o
   if (is_stale(fd.get(), file, seen)) {
     attempt.again = true;
     if (platform::try_gate(fd.get(), Gate::kAlone) != 0) return nullptr;
-    if (leads_to(folder, name, file) && is_waste(fd.get(), file)) {  // N2
+    if (leads_to(folder, name, file) && is_waste(fd.get(), file, false)) {  // N2
       const int r = platform::unlink_at(folder.fd.get(), name.c_str());
       attempt.at_once = r == 0;
     }
@@ -561,7 +561,7 @@ void retire_named(Segment& segment) noexcept try {
   if (!segment.has_name() || !reopen_folder(segment, folder)) return;
   if (platform::file_status(fd, file) != 0 || file.links == 0) return;
   if (platform::try_gate(fd, Gate::kAlone) != 0) return;  // somebody comes in: not the last
-  if (leads_to(folder, segment.name(), file) && is_waste(fd, file, segment.token()))
+  if (leads_to(folder, segment.name(), file) && is_waste(fd, file, true, segment.token()))
     (void)platform::unlink_at(folder.fd.get(), segment.name().c_str());  // N2
   platform::leave_gate(fd);
 } catch (...) {  // no memory for a path: the name stays, stale
@@ -604,14 +604,14 @@ Status list_named(std::vector<NamedInfo>& out, NamedFailure& why) {
       });
       info.is_stale = is_read && info.pids.empty();
     } else if (fd.get() >= 0) {
-      info.is_stale = is_waste(fd.get(), file);
+      info.is_stale = is_waste(fd.get(), file, true);
     }
     out.push_back(std::move(info));
   }
   return Status::kOk;
 }
 
-Status collect_named(std::vector<std::string>& removed, NamedFailure& why) {
+Status collect_named(std::vector<std::string>& removed, bool damaged_too, NamedFailure& why) {
   Folder folder;
   const Status status = open_folder(false, true, folder, why);
   if (status == Status::kNotFound) return Status::kOk;
@@ -625,7 +625,7 @@ Status collect_named(std::vector<std::string>& removed, NamedFailure& why) {
     // A half-made file's creator holds the gate as long as he lives.
     if (platform::try_gate(fd.get(), Gate::kAlone) != 0) continue;
     if (!leads_to(folder, name, file)) continue;
-    if (!is_half_made(name) && !is_waste(fd.get(), file)) continue;
+    if (!is_half_made(name) && !is_waste(fd.get(), file, damaged_too)) continue;
     if (platform::unlink_at(folder.fd.get(), name.c_str()) == 0) removed.push_back(name);  // N2
   }
   return Status::kOk;

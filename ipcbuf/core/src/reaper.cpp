@@ -6,6 +6,7 @@
 
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/channel.hpp"
+#include "ipcbuf/directory.hpp"
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/lease.hpp"
 #include "ipcbuf/platform.hpp"
@@ -51,16 +52,18 @@ void reap_channel(Segment& s, std::uint32_t index, Token dead) {
   for (const End end : {End::kSender, End::kReceiver}) {
     EndRow& side = end == End::kSender ? row.sender : row.receiver;
     if (side.lock.owner() == dead) recover_end_lock(s, index, end);
+    HoldList& holds = end == End::kSender ? row.sender_holds : row.receiver_holds;
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
-    if (A::load_acquire(side.owner) == dead && A::load_acquire(side.state) == open) {
-      // Open still, so the dead has its hold and nobody destroys the channel under us. No lock
-      // tells the next user to recover the mirrors, so we do, before the end is seen dead.
+    // While the dead has its hold, which nobody but us drops, the channel is not destroyed and
+    // nobody else joins an exclusive end, so what is read here belongs together.
+    if (has_hold(s, holds, HoldKind::kProcess, dead) && A::load_acquire(side.owner) == dead &&
+        A::load_acquire(side.state) == open) {
+      // No lock tells the next user to recover the mirrors, so we do, before the end is seen dead.
       const std::uint32_t id = channel_id(index, row);
       end == End::kSender ? recover_sender(s, row, id) : recover_receiver(s, row, id);
       if (A::compare_exchange(side.state, open, static_cast<std::uint32_t>(EndState::kDead)))  // C4
         wake_channel(s, row);
     }
-    HoldList& holds = end == End::kSender ? row.sender_holds : row.receiver_holds;
     if (has_hold(s, holds, HoldKind::kProcess, dead)) {
       mark_left(side, dead_pid);
       drop_hold(s, holds, HoldKind::kProcess, dead, true);
@@ -114,6 +117,7 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
     if (!may_hold && Run::unpack(A::load_acquire(s.run(head))).token != dead) continue;
     for (std::uint32_t i = 0; i < p.count; ++i) {
       const std::uint64_t at = p.offset + i * p.size();
+      // K2 acquire, from store_holder and change_holder: the creator of a ring.
       const Holder holder = Holder::unpack(A::load_acquire(s.block(at).holder));
       const bool ring_of_dead =
           holder.kind == HolderKind::kChannel && A::load_acquire(s.block(at).creator) == dead;
@@ -155,9 +159,18 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
   const std::uint64_t state = A::load_acquire(row.state);
   if (ChannelWord::unpack(state).state == ChannelState::kFree) return;
   const std::uint32_t id = channel_id(index, row);
-  // A failure means that the receiver moved on meanwhile; only a corrupted chain goes on failing.
-  for (int tries = 0; tries < 100'000; ++tries) {
+  if (row.type == ChannelType::kStatic) out.rings.insert(A::load_acquire(row.value));
+  // A failure means that the receiver moved on meanwhile; only a corrupted chain goes on failing,
+  // and does so while nobody receives.
+  std::uint64_t stood = 0;
+  int stands = 0;
+  for (int tries = 0; tries < 100'000 && stands < 200; ++tries) {
     std::uint64_t at = A::load_acquire(row.receiver.ring);
+    Ring<> front;
+    const std::uint64_t stand =
+        at ^ (open_ring(s, at, id, front) ? A::load_acquire(front.header->read_word) << 1 : 0);
+    stands = stand == stood ? stands + 1 : 0;
+    stood = stand;
     bool whole = true;
     std::uint64_t base = 0;
     for (std::uint32_t steps = 0; at != 0 && steps <= s.constants().max_pages; ++steps) {
@@ -178,6 +191,12 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
       RingWord read = RingWord::unpack(A::load_acquire(ring.header->read_word));
       const RingWord write = RingWord::unpack(A::load_acquire(ring.header->write_word));
       std::uint32_t index_at = read.index;
+      // The other way round: read behind what we saw written, which is all right.
+      if (static_cast<std::int32_t>(write.items - read.items) > 0 &&
+          !is_possible(ring, read, write)) {
+        whole = false;
+        break;
+      }
       while (static_cast<std::int32_t>(write.items - read.items) > 0) {
         RecordHeader header{};
         std::uint32_t start = 0;
@@ -230,6 +249,7 @@ void reap(Segment& s, Token dead) {
   if (!held) return;
   if (still_there()) {
     if (s.header().heap_lock.owner() == dead) RunHeap(s).recover_lock();
+    recover_directory_lock(s);  // before the channels: a half-made one must not stand there
     const std::uint32_t channels = s.channels_high();
     for (std::uint32_t i = 0; i < channels; ++i) reap_channel(s, i, dead);
     reap_entries(s, dead);
@@ -241,8 +261,9 @@ void reap(Segment& s, Token dead) {
       const Token owner = Run::unpack(A::load_acquire(s.run(head))).token;
       if (owner == dead || owner == 0) orphan_slab(s, head);
     }
-    for (const std::uint32_t head : runs_in(s, RunState::kReserved))
-      if (Run::unpack(A::load_acquire(s.run(head))).token == dead) (void)RunHeap(s).free(head);
+    for (const RunState taken : {RunState::kReserved, RunState::kUnbacked})
+      for (const std::uint32_t head : runs_in(s, taken))
+        if (Run::unpack(A::load_acquire(s.run(head))).token == dead) (void)RunHeap(s).free(head);
     A::fetch_add(s.header().reaps, 1);
     A::fetch_add(s.header().death_epoch, 1);
     std::uint32_t generation = (generation_of(dead) + 1) & kGenerationMask;

@@ -16,6 +16,7 @@
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/slots.hpp"
+#include "ipcbuf/ticket.hpp"
 
 namespace ipcbuf {
 
@@ -203,6 +204,12 @@ int Segment::reserve(std::uint64_t offset, std::uint64_t length) noexcept {
   if (!is_whole()) return -ESTALE;
   if (is_lost()) return -EBADF;  // the number may be another file's by now
   return platform::reserve(fd_, offset, length);
+}
+
+int Segment::punch(std::uint64_t offset, std::uint64_t length) noexcept {
+  if (offset + length > constants_.window || offset + length < offset) return -EINVAL;
+  if (is_lost()) return -EBADF;  // the number may be another file's by now
+  return platform::punch(fd_, offset, length);
 }
 
 // ---- create, attach, leave ----
@@ -428,25 +435,46 @@ std::size_t Segment::view_count() {
   return n;
 }
 
+std::uint64_t Segment::view_bytes() {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const LiveView* v = views_.next; v != &views_; v = v->next) {
+    if (v->block == 0) continue;
+    std::uint64_t length = A::load_relaxed(block(v->block).length);
+    std::uint64_t behind = 0;
+    if (is_ticket(*this, v->block)) (void)read_ticket(*this, v->block, behind, length);
+    sum += length;
+  }
+  return sum;
+}
+
 namespace {
 constexpr std::uint64_t endpoint_key(std::uint32_t channel_id, End end) noexcept {
   return std::uint64_t{channel_id} * 2 + static_cast<std::uint64_t>(end);
 }
 }  // namespace
 
+// The mutex is not held while holds change: what that leads to takes locks of the segment. A fork
+// in between gives the child no hold for an object that the child does not have either.
 Status Segment::add_endpoint(std::uint32_t channel_id, End end) {
-  const std::lock_guard lock(mutex_);
   const Status status =
       add_hold(*this, hold_list(*this, channel_id, end), Hold{HoldKind::kProcess, token(), 1});
-  if (status == Status::kOk) ++endpoints_[endpoint_key(channel_id, end)];
+  if (status == Status::kOk) note_endpoint(channel_id, end);
   return status;
 }
 
-void Segment::remove_endpoint(std::uint32_t channel_id, End end) {
+void Segment::note_endpoint(std::uint32_t channel_id, End end) {
   const std::lock_guard lock(mutex_);
-  const auto it = endpoints_.find(endpoint_key(channel_id, end));
-  if (it == endpoints_.end()) return;
-  if (--it->second == 0) endpoints_.erase(it);
+  ++endpoints_[endpoint_key(channel_id, end)];
+}
+
+void Segment::remove_endpoint(std::uint32_t channel_id, End end) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto it = endpoints_.find(endpoint_key(channel_id, end));
+    if (it == endpoints_.end()) return;
+    if (--it->second == 0) endpoints_.erase(it);
+  }
   drop_endpoint_hold(*this, channel_id, end, HoldKind::kProcess, token());
 }
 

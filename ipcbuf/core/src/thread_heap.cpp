@@ -9,6 +9,7 @@
 
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/fork.hpp"
+#include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/run_heap.hpp"
 
@@ -24,6 +25,8 @@ constexpr std::uint32_t kSmallSlab = 128U << 10;  // bytes, for blocks above 1 K
 constexpr std::size_t kLookFirst = 8;             // slabs looked at before a new one is made:
 constexpr std::size_t kLook = 32;                 // these first, then so many of the rest
 constexpr std::uint64_t kKeep = 64ULL << 20;      // bytes of slabs a thread keeps before it trims
+constexpr std::uint64_t kIdle = 16ULL << 20;      // bytes of unused large slabs it keeps anyway
+constexpr std::int64_t kSettle = 1'000'000'000;   // ns
 
 constexpr std::size_t small_class(std::uint64_t total) noexcept {
   if (total <= kSmall[0]) return 0;
@@ -92,7 +95,9 @@ bool ThreadHeap::take(SizeClass& c, Slab& slab, std::uint64_t length, std::uint6
     A::store_relaxed(header.length, length);  // relaxed: published with the message or holder
     A::store_relaxed(header.state, 0);
     A::store_relaxed(header.lease, 0);
+    A::store_relaxed(header.ticket, 0);
     A::store_relaxed(header.creator, 0);
+    slab.used = true;
     offset = p.offset;
     return true;
   }
@@ -192,6 +197,7 @@ Status ThreadHeap::new_slab(SizeClass& c, Failure& why) {
   owned_ += std::uint64_t{c.pages} << kPageShift;
   c.slabs.push_back({first, salt, c.count == 64 ? ~0ULL : (1ULL << c.count) - 1});
   c.current = c.slabs.size() - 1;
+  RunHeap(s).give_back_surplus();
   return Status::kOk;
 }
 
@@ -204,8 +210,10 @@ Status ThreadHeap::allocate(std::uint64_t length, std::uint64_t& offset, Failure
     return why.status;
   }
   SizeClass& k = size_class(length + sizeof(BlockHeader));
+  if (k.count == 1 && platform::monotonic_ns() >= settle_at_) settle();
   for (;;) {
-    if (k.current < k.slabs.size() && take(k, k.slabs[k.current], length, offset))
+    if (k.current < k.slabs.size() && is_ours(k.slabs[k.current]) &&
+        take(k, k.slabs[k.current], length, offset))
       return Status::kOk;
     if (find_returned(k)) continue;
     why = {};
@@ -238,6 +246,35 @@ void ThreadHeap::trim() {
   }
   // Twice what is in use, so that the cost of trimming is shared by many new slabs.
   trim_at_ = std::max(std::min(kKeep, segment_->constants().max_size / 8), owned_ * 2);
+}
+
+void ThreadHeap::settle() {
+  settle_at_ = platform::monotonic_ns() + kSettle;
+  std::uint64_t idle = 0;
+  for (SizeClass& c : classes_) {
+    if (c.count != 1) continue;
+    const std::uint64_t bytes = std::uint64_t{c.pages} << kPageShift;
+    for (std::size_t i = c.slabs.size(); i-- > 0;) {
+      Slab& slab = c.slabs[i];
+      if (slab.used) {
+        slab.used = false;
+        continue;
+      }
+      bool gone = !is_ours(slab);
+      if (!gone) {
+        collect(c, slab, true);
+        if (slab.free == 0) continue;  // somebody has it
+        idle += bytes;
+        gone = idle > kIdle && retire_slab(*segment_, slab.head);
+      }
+      if (!gone) continue;
+      owned_ -= bytes;
+      slab = c.slabs.back();
+      c.slabs.pop_back();
+    }
+    c.current = 0;
+  }
+  RunHeap(*segment_).give_back_surplus();
 }
 
 void ThreadHeap::abandon() {
@@ -284,6 +321,10 @@ ThreadHeap& ThreadHeap::of(Segment& segment) {
     tls_heaps.heaps.erase(it);  // our parent's slabs; they stay the parent's
     break;
   }
+  // Those of segments that were closed since: a thread may open and close many.
+  std::erase_if(tls_heaps.heaps, [](const auto& heap) {
+    return !ForkHandlers::find([&](const Segment& s) { return s.serial() == heap->serial(); });
+  });
   tls_heaps.heaps.push_back(std::make_unique<ThreadHeap>(segment));
   return *(tls_last = tls_heaps.heaps.back().get());
 }

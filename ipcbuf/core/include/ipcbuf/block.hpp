@@ -50,7 +50,8 @@ bool retire_slab(Segment& segment, std::uint32_t head) noexcept;
 /// Makes a slab ownerless; gives it back if it is empty.
 void orphan_slab(Segment& segment, std::uint32_t head) noexcept;
 
-/// A view survives a fork: parent and child hold its block together from here on.
+/// A view survives a fork: parent and child hold its block together from here on. With nobody
+/// (0): the block gets a shared entry in which we hold the only count.
 [[nodiscard]] Status share_block(Segment& segment, std::uint64_t offset, Token with) noexcept;
 /// Gives up this process's share of a block, whoever holds it with us.
 [[nodiscard]] Status drop_block(Segment& segment, std::uint64_t offset) noexcept;

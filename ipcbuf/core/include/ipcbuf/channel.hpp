@@ -27,12 +27,13 @@
 //   C3  EndRow::items  publish -> wait_data     carries "something is there" (with D1)
 //   C4  EndRow::state  close, reap -> peer_gone carries "nothing more will be published"
 //
-// Locks: receiver.lock before sender.lock before heap_lock. Under a lock no allocation, no
-// copy to or from pages that may be untouched but the ring itself, no Python.
+// Locks: directory_lock before receiver.lock before sender.lock before heap_lock. Under a lock no
+// allocation, no copy to or from pages that may be untouched but the ring itself, no Python.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "ipcbuf/doorbell.hpp"
 #include "ipcbuf/lease.hpp"
@@ -47,18 +48,26 @@ struct ChannelOptions {
   BellKind bell = BellKind::kFutex;
   std::uint64_t max_items = 0;
   std::uint64_t max_bytes = 0;
+  ChannelType type = ChannelType::kRecord;
 };
 
+/// A row in state kClaimed, ours, filled and empty of holds; of a record channel with its first
+/// ring. `activate` is its commit, `destroy_channel` takes it back.
+[[nodiscard]] Status draft_channel(Segment& segment, const ChannelOptions& options,
+                                   std::uint32_t& id, Failure& why);
+void activate_channel(Segment& segment, std::uint32_t id) noexcept;
 /// Makes a channel; this process holds both ends (one endpoint object each).
 [[nodiscard]] Status create_channel(Segment& segment, const ChannelOptions& options,
                                     std::uint32_t& id, Failure& why);
 /// Another endpoint object for an end that is held already, by us or by `transit` for us.
-[[nodiscard]] Status open_channel(Segment& segment, std::uint32_t id, End end, Token transit);
+[[nodiscard]] Status open_channel(Segment& segment, std::uint32_t id, End end, Token transit,
+                                  ChannelType type = ChannelType::kRecord);
 /// A hold for a handle on its way to another process.
 [[nodiscard]] Status hold_in_transit(Segment& segment, std::uint32_t id, End end);
 /// Gives up a hold; closes the end with its last, and the channel with both ends.
 void drop_endpoint_hold(Segment& segment, std::uint32_t id, End end, HoldKind kind, Token token);
-/// Closes ends without holders; empties and frees the channel if nobody holds it.
+/// Closes ends without holders; empties and frees the channel if nobody holds it. Takes
+/// directory_lock: only under it a channel ceases to be active (J1 of directory.hpp).
 void settle_channel(Segment& segment, std::uint32_t index);
 /// Empties and frees a channel whose state word is (kClaimed or kDestroying, ours).
 void destroy_channel(Segment& segment, std::uint32_t index);
@@ -108,6 +117,17 @@ struct Incoming {
   alignas(16) std::byte payload[kMaxInline];
 };
 
+/// How long a wait that began so long ago sleeps at most before it looks whether its peer lives.
+[[nodiscard]] std::int64_t slice_ns(std::int64_t waited_ns) noexcept;
+
+/// A descriptor that the bridge makes readable (bridge.hpp). Under the bridge's mutex, but for
+/// `fd`, which a fork in the middle of a wait sets to -1.
+struct Alarm {
+  int fd = -1;
+  bool raised = false;
+};
+struct BridgeWatch;
+
 /// One blocking call. Several threads may wait in one endpoint, so it is the caller's.
 struct Wait {
   bool slept = false;   // on the futex: D2 is due
@@ -126,13 +146,17 @@ class Endpoint {
   Endpoint(Segment& segment, std::uint32_t id, End end) noexcept;
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
+  ~Endpoint();
 
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
   [[nodiscard]] bool rings_socket() const noexcept { return bell_kind_ == BellKind::kSocket; }
   [[nodiscard]] bool is_shared() const noexcept { return shared_; }
   [[nodiscard]] bool is_leased() const noexcept { return leased_; }
   [[nodiscard]] std::uint32_t pending() noexcept;
-  [[nodiscard]] std::uint64_t max_items() const noexcept { return row_.max_items; }
+  [[nodiscard]] std::uint64_t max_items() const noexcept {
+    return Atomics::load_relaxed(row_.max_items);  // relaxed: given once
+  }
+  [[nodiscard]] bool is_full() noexcept;
   [[nodiscard]] int bell_fd() const noexcept { return bell_fd_; }
   void set_bell_fd(int fd) noexcept { bell_fd_ = fd; }
   /// Gives the end up; the last one closes it for the other side. Once.
@@ -141,6 +165,23 @@ class Endpoint {
   /// After a blocking call, whatever its outcome (D2).
   void finish_wait(const Wait& wait) noexcept;
 
+  // ---- for who waits at many ends (wait_set.hpp, bridge.hpp) ----
+  /// A receive or send would not wait: a message or its end, room or no receiver, or we closed it.
+  [[nodiscard]] bool is_ready() noexcept;
+  /// Rung by its futex; else by the descriptor that came with the channel.
+  [[nodiscard]] bool has_futex() const noexcept {
+    return end_ == End::kSender || bell_kind_ != BellKind::kSocket || bell_fd_ < 0;
+  }
+  [[nodiscard]] BellRow& bell_row() noexcept {
+    return end_ == End::kSender ? row_.room : row_.data;
+  }
+  [[nodiscard]] Segment& segment() noexcept { return s_; }
+  [[nodiscard]] End side() const noexcept { return end_; }
+  /// The processes whose death would end the other side; none if we hold it ourselves.
+  void list_peers(std::vector<Token>& out);
+  /// The kernel's word that the last copy of the other side's descriptor is gone.
+  void look_for_hangup() noexcept;
+
  protected:
   [[nodiscard]] EndRow& mine() noexcept {
     return end_ == End::kSender ? row_.sender : row_.receiver;
@@ -148,23 +189,22 @@ class Endpoint {
   [[nodiscard]] EndRow& other() noexcept {
     return end_ == End::kSender ? row_.receiver : row_.sender;
   }
+  /// Its users left or died; an end that is still awaited is not gone.
+  [[nodiscard]] static bool is_gone(const EndRow& side) noexcept;
   /// The right to use this end now: the lock of a shared one, the claim of an exclusive one.
   [[nodiscard]] Status enter(std::int64_t until_ns) noexcept;
   [[nodiscard]] Status claim(std::int64_t until_ns) noexcept;
   void leave() noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
-  [[nodiscard]] BellRow& bell_row() noexcept {
-    return end_ == End::kSender ? row_.room : row_.data;
-  }
-  /// The kernel's word that the last copy of the other side's descriptor is gone.
-  void look_for_hangup() noexcept;
   [[nodiscard]] static std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept;
   template <class Ready>
   [[nodiscard]] bool spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
   template <class Ready>
   void sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&& ready) noexcept;
   void mark_asleep(Wait& wait) noexcept;
+  /// After a call that may have changed what `is_ready` says.
+  void lower_alarm() noexcept;
 
   Segment& s_;
   ChannelRow& row_;
@@ -176,11 +216,18 @@ class Endpoint {
   int bell_fd_ = -1;
   std::atomic<bool> closed_ = false;
   std::atomic<bool> hangup_ = false;
-  std::atomic<Token> inside_ = 0;  // an exclusive end: us, if a thread is inside
-  Ring<> ring_;                    // as last opened
+  std::atomic<Token> inside_ = 0;          // an exclusive end: us, if a thread is inside
+  std::atomic<std::uint64_t> wanted_ = 0;  // sender: the weight that last found no room
+  Ring<> ring_;                            // as last opened
   std::uint64_t ring_offset_ = 0;
 
  private:
+  friend class Bridge;
+  // For those who poll; `watch_` and `alarm_` under the bridge's mutex.
+  std::atomic<bool> watched_ = false;  // ever
+  std::atomic<bool> alarmed_ = false;  // our descriptor reads ready
+  BridgeWatch* watch_ = nullptr;
+  Alarm alarm_;
   // Estimates that all threads here share; what one of them overwrites does no harm.
   std::atomic<std::int64_t> spin_ns_;
   std::atomic<std::uint32_t> spin_pause_ = 0;
@@ -195,7 +242,10 @@ class SenderEnd : public Endpoint {
   /// One attempt and at most one slice of waiting. kSlice: look for signals and call again.
   [[nodiscard]] Status send_slice(const Outgoing& message, std::int64_t until_ns, Failure& why,
                                   Wait& wait);
-  [[nodiscard]] bool is_full() noexcept;
+  /// Room for the message that was refused last, else for any; or nobody is left to receive.
+  [[nodiscard]] bool may_send() noexcept;
+  /// True if a small message would not have to wait.
+  [[nodiscard]] bool has_room() noexcept { return has_room(kRecordHeader); }
 
  private:
   [[nodiscard]] Status send_entered(const Outgoing& message, std::uint64_t& spare_ring,
@@ -215,6 +265,8 @@ class ReceiverEnd : public Endpoint {
   [[nodiscard]] Status poll_slice(std::int64_t until_ns, Wait& wait) noexcept;
   /// Makes the descriptor level-triggered from now on (D4). kFull: this channel has none.
   [[nodiscard]] Status arm() noexcept;
+  /// A message is there, or the end.
+  [[nodiscard]] bool may_receive() noexcept;
 
  private:
   [[nodiscard]] Status receive_entered(Incoming& message) noexcept;

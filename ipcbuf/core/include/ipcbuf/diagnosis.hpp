@@ -46,6 +46,8 @@ struct ChannelDiagnosis {
   bool shared = false;
   BellKind bell = BellKind::kFutex;
   std::uint32_t messages = 0;
+  std::uint32_t sent = 0;  // ever, modulo 2^32; so is `received`
+  std::uint32_t received = 0;
   std::uint64_t bytes = 0;
   std::uint64_t max_items = 0;
   std::uint64_t max_bytes = 0;

@@ -49,9 +49,13 @@ class Doorbell {
 
   /// Sleeper, first step of D1. Returns the word to sleep on.
   [[nodiscard]] std::uint32_t announce() noexcept {
-    const std::uint32_t word = A::fetch_or(row_.word, kBellWaiting) | kBellWaiting;
+    const std::uint32_t word = mark();
     if (asymmetric_) platform::barrier_all();
     return word;
+  }
+  /// Only the store of D1: who marks many bells runs one barrier for all of them.
+  [[nodiscard]] std::uint32_t mark() noexcept {
+    return A::fetch_or(row_.word, kBellWaiting) | kBellWaiting;
   }
   void sleep(std::uint32_t word, std::int64_t until_ns) noexcept {
     platform::futex_wait(&row_.word, word, until_ns);

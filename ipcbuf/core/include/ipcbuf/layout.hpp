@@ -88,6 +88,7 @@ enum class RunState : std::uint32_t {
   kReserved = 2,  // taken, being cut into blocks by the token
   kSlab = 3,      // blocks; the token is the owner's, 0 = orphan
   kReturned = 4,  // free, and its memory was given back: reserve it before use
+  kUnbacked = 5,  // taken by the token, which reserves its memory or gives it back
 };
 
 /// One 64-bit word: state | length in pages << 3 | token << 32.
@@ -109,14 +110,15 @@ struct Run {
 struct PageInfo {
   Atomic<std::uint32_t> head_back;  // pages back to the run's first; right at each run's last page
                                     // and at every page of a slab
-  std::uint32_t index_pos;          // first page of a free run: its place in the run index
+  std::uint32_t index_pos;          // first page of a free run: its place in the run index;
+                                    // of a returned run: the previous one's first page + 1
   // first page of a slab:
   Atomic<std::uint32_t> block_units;  // size of a block in cache lines, header included
   Atomic<std::uint32_t> block_count;  // at most 64
   Atomic<std::uint64_t> slot_set;     // conservative: slots that may hold blocks here
   Atomic<std::uint64_t> returned;     // hint: blocks that were freed since the owner looked
   Atomic<std::uint32_t> salt;         // part of the check value; another one for every slab
-  std::uint32_t spare0;
+  std::uint32_t next_returned;        // first page of a returned run: the next one's + 1, 0 = none
   std::uint64_t spare[3];
 };
 static_assert(sizeof(PageInfo) == 64);
@@ -144,7 +146,8 @@ struct BlockHeader {
   Atomic<std::uint32_t> creator;  // of a ring: who linked or unlinks it
   Atomic<std::uint32_t> order;    // of a leased message: how many were sent before it
   Atomic<std::uint64_t> lease;    // of a leased message: see Lease; 0 = none, or done with
-  std::uint64_t spare[3];
+  Atomic<std::uint64_t> ticket;   // of a ticket: 1 << 32 | id of its shared entry; else 0
+  std::uint64_t spare[2];
 };
 static_assert(sizeof(BlockHeader) == kCacheLine);
 
@@ -171,7 +174,8 @@ enum class TaskState : std::uint64_t { kPending = 0, kRunning = 1, kCancelled = 
 
 // ---- holds: who keeps a channel end or a shared block alive ----------------------------------
 
-enum class HoldKind : std::uint32_t { kNone = 0, kProcess = 1, kChannel = 2, kTransit = 3 };
+/// Id: of kProcess and kTransit a token, of kTicket the ticket's offset / 64.
+enum class HoldKind : std::uint32_t { kNone = 0, kProcess = 1, kTicket = 2, kTransit = 3 };
 
 /// One 64-bit cell: id | kind << 32 | count << 34. Changed by compare-and-swap only.
 struct Hold {
@@ -281,6 +285,17 @@ static_assert(sizeof(ChannelKey) == kCacheLine);
 // ChannelRow::flags
 inline constexpr std::uint32_t kSharedEnds = 1;  // many users per end, with a lock
 inline constexpr std::uint32_t kLeased = 2;      // what the dead had taken is delivered again
+// ChannelRow::marks: set once, never cleared while active.
+inline constexpr std::uint32_t kKeyed = 1;       // it has a key
+inline constexpr std::uint32_t kRemoved = 2;     // its key was taken away; its users see the end
+inline constexpr std::uint32_t kItemsGiven = 4;  // somebody said how many items it may hold
+inline constexpr std::uint32_t kBytesGiven = 8;
+/// ChannelRow::ready of a static segment.
+enum class InitState : std::uint32_t {
+  kNever = 0,  // no init function has run: zeros, or what its users wrote
+  kDone = 1,
+  kBegun = 2,  // one runs, raised, or died: to be zeroed before the next
+};
 
 /// What one side sleeps on and the other rings. See doorbell.hpp.
 struct BellRow {
@@ -313,14 +328,15 @@ struct ChannelRow {
   Atomic<std::uint64_t> state;       // ChannelWord
   std::uint32_t flags;               // immutable while active
   BellKind bell_kind;                // immutable while active
-  std::uint64_t max_items;           // 0 = unbounded
-  std::uint64_t max_bytes;           // 0 = unbounded
+  Atomic<std::uint64_t> max_items;   // 0 = unbounded; with a key: whoever gives it first
+  Atomic<std::uint64_t> max_bytes;   // 0 = unbounded
   ChannelType type;                  // immutable while active
   Atomic<std::uint32_t> returned;    // leased messages of the dead that wait to be taken again
   Atomic<std::uint64_t> value;       // kAtomic: the value; kStatic: offset of the block
-  Atomic<std::uint32_t> ready;       // kStatic: 1 once its init function has returned
+  Atomic<std::uint32_t> ready;       // kStatic: InitState
   Atomic<std::uint32_t> give_backs;  // how often a message was handed back; grows
-  std::uint32_t spare0[2];
+  Atomic<std::uint32_t> marks;       // kKeyed, kRemoved, kItemsGiven, kBytesGiven
+  std::uint32_t spare0;
   EndRow sender;
   EndRow receiver;
   BellRow data;  // receivers sleep here
@@ -379,8 +395,13 @@ struct Header {
   alignas(kCacheLine) OwnerWord<> heap_lock;
   Atomic<std::uint32_t> committed_pages;  // only grows
   Atomic<std::uint32_t> index_size;       // under heap_lock; a cache
-  Atomic<std::uint32_t> free_pages;       // under heap_lock; a cache
-  std::uint32_t spare1[12];
+  Atomic<std::uint32_t> free_pages;       // in free runs; under heap_lock; a cache
+  Atomic<std::uint32_t> returned_pages;   // in returned runs; under heap_lock; a cache
+  Atomic<std::uint32_t> returned_first;   // first page of a returned run + 1; under heap_lock
+  Atomic<std::uint32_t> least_free;       // the least free_pages since `least_since`
+  std::uint32_t spare0;
+  Atomic<std::uint64_t> least_since;  // monotonic ns
+  std::uint32_t spare1[6];
 
   alignas(kCacheLine) Atomic<std::uint32_t> poisoned;  // one way; the line of the first finder
   Atomic<std::uint32_t> slots_high;                    // rows below were used once
@@ -390,7 +411,8 @@ struct Header {
   Atomic<std::uint32_t> channel_hint;
   Atomic<std::uint32_t> entry_hint;
   Atomic<std::uint32_t> reap_hint;
-  std::uint32_t spare2[8];
+  Atomic<std::uint32_t> channels_free;  // about so many rows below channels_high; never trusted
+  std::uint32_t spare2[7];
 
   alignas(kCacheLine) Atomic<std::uint32_t> death_epoch;  // grows with every burial
   Atomic<std::uint32_t> spare3;
@@ -404,7 +426,9 @@ struct Header {
   alignas(kCacheLine) OwnerWord<> directory_lock;
   Atomic<std::uint32_t> directory_bits;  // its table has 2^bits places; 0 = none yet
   Atomic<std::uint32_t> directory_used;  // places that are not empty, deleted ones included
-  std::uint32_t spare5[13];
+  Atomic<std::uint32_t>
+      directory_changes;  // grows with every new key; who waits for one sleeps here
+  std::uint32_t spare5[12];
 };
 static_assert(sizeof(Header) <= 4096);
 

@@ -79,7 +79,8 @@ struct NamedInfo {
 };
 /// All segments of this user, without a seat in any.
 Status list_named(std::vector<NamedInfo>& out, NamedFailure& why);
-/// Removes what the dead have left; the names that were removed.
-Status collect_named(std::vector<std::string>& removed, NamedFailure& why);
+/// Removes what the dead have left; the names that were removed. Of files that are no sound
+/// segments any more (cut short, written over) only if asked to.
+Status collect_named(std::vector<std::string>& removed, bool damaged_too, NamedFailure& why);
 
 }  // namespace ipcbuf

@@ -67,7 +67,12 @@ class OwnerWord {
         return true;
       }
       const std::int64_t now = platform::monotonic_ns();
-      if (now >= deadline_ns) return false;
+      if (now >= deadline_ns) {
+        // However slow we are: who was to wait at all asks once whether the owner lives.
+        if (deadline_ns == 0 || mine != me) return false;
+        mine = me | kWaiters;
+        continue;
+      }
       if ((seen & kWaiters) == 0 && !A::compare_exchange(word_, seen, seen | kWaiters)) continue;
       const std::int64_t until = deadline_ns - now < slice ? deadline_ns : now + slice;
       platform::futex_wait(&word_, seen | kWaiters, until);

@@ -37,12 +37,23 @@ inline constexpr std::int64_t kForever = INT64_MAX;
 [[nodiscard]] int pidfd_open(std::uint32_t pid) noexcept;
 /// True if the file of this inode is mapped by the process; true as well if that cannot be read.
 [[nodiscard]] bool maps_inode(std::uint32_t pid, std::uint64_t inode) noexcept;
+/// Runs `body(argument)` in a thread of its own that takes no signals and is never joined.
+[[nodiscard]] int start_thread(void (*body)(void*), void* argument) noexcept;
 void random_bytes(void* out, std::size_t n) noexcept;
 
 // ---- sleeping ----
 /// Waits while *word == expected, until the monotonic time. 0 woken, else negative errno.
 int futex_wait(const void* word, std::uint32_t expected, std::int64_t until_ns) noexcept;
 void futex_wake(const void* word, int n) noexcept;
+struct FutexWait {
+  const void* word;
+  std::uint32_t expected;
+};
+inline constexpr std::size_t kMaxFutexWaits = 128;
+/// False where the kernel is older than 5.16, or a filter forbids the call.
+[[nodiscard]] bool has_futex_wait_any() noexcept;
+/// As `futex_wait`, on up to kMaxFutexWaits words at once.
+int futex_wait_any(const FutexWait* waits, std::size_t n, std::int64_t until_ns) noexcept;
 /// Registers for `barrier_all`; false where the kernel lacks it.
 [[nodiscard]] bool register_barrier() noexcept;
 /// A full barrier on every processor that runs a registered process.
@@ -56,6 +67,12 @@ bool barrier_all() noexcept;
 [[nodiscard]] int reopen(int fd) noexcept;
 [[nodiscard]] int duplicate(int fd) noexcept;
 [[nodiscard]] int reserve(int fd, std::uint64_t offset, std::uint64_t length) noexcept;
+/// Gives the memory of a range back; it reads as zero, and has to be reserved before it is written.
+[[nodiscard]] int punch(int fd, std::uint64_t offset, std::uint64_t length) noexcept;
+/// Size of the file system that the file is in, and what is free there; 0 and 0: it has no limit.
+void file_system_room(int fd, std::uint64_t& size, std::uint64_t& free) noexcept;
+/// The largest size that a file of this process may have (RLIMIT_FSIZE).
+[[nodiscard]] std::uint64_t file_size_limit() noexcept;
 struct FileId {
   std::uint64_t device, inode, size;
 };
@@ -72,7 +89,7 @@ struct MemoryLimits {
   std::uint64_t physical = 0;                  // bytes
   std::uint64_t available = 0;                 // MemAvailable
   std::uint64_t cgroup_limit = UINT64_MAX;     // the least limit above us
-  std::uint64_t cgroup_headroom = UINT64_MAX;  // the least (limit - use + inactive file pages)
+  std::uint64_t cgroup_headroom = UINT64_MAX;  // the least (95 % of limit - use + inactive file)
 };
 [[nodiscard]] MemoryLimits memory_limits() noexcept;
 
@@ -138,6 +155,18 @@ struct FdEvents {
   bool readable = false;
   bool hangup = false;
 };
+[[nodiscard]] int make_eventfd(unsigned count) noexcept;
+/// As the system's pollfd.
+struct PollFd {
+  int fd;
+  short wanted;
+  short seen;
+};
+inline constexpr short kReadable = 1;
+inline constexpr short kHangup = 0x18;   // or an error
+inline constexpr short kNotOpen = 0x20;  // the descriptor
+/// How many have events, 0 timed out, negative errno.
+int poll_many(PollFd* fds, std::size_t n, std::int64_t until_ns) noexcept;
 /// Waits until readable or hung up. 1 event, 0 timed out, negative errno.
 int poll_fd(int fd, std::int64_t until_ns, FdEvents& out) noexcept;
 int write_token(int fd, bool eventfd) noexcept;

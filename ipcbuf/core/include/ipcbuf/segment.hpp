@@ -63,7 +63,7 @@ struct LiveView {
 
 enum class End : std::uint32_t { kSender = 0, kReceiver = 1 };
 
-class Segment {
+class Segment : public std::enable_shared_from_this<Segment> {
  public:
   /// A new anonymous segment. `max_size` 0: half of what the machine and its cgroups allow.
   static std::shared_ptr<Segment> create(std::uint64_t max_size, Failure& why);
@@ -132,20 +132,21 @@ class Segment {
   [[nodiscard]] std::uint32_t* run_index() noexcept {
     return table<std::uint32_t>(constants_.index);
   }
-  [[nodiscard]] std::uint32_t committed_pages() noexcept {
-    const std::uint32_t n = Atomics::load_acquire(header().committed_pages);
-    return n <= constants_.max_pages ? n : constants_.max_pages;
+  [[nodiscard]] Atomic<std::uint32_t>* key_table() noexcept {
+    return table<Atomic<std::uint32_t>>(constants_.directory);
   }
-
-  // Rows below these were used once. Bounded, whatever the header says.
+  // How much of each table is in use. Never more than there is, whatever the header says.
+  [[nodiscard]] std::uint32_t committed_pages() noexcept {
+    return at_most(constants_.max_pages, header().committed_pages);
+  }
   [[nodiscard]] std::uint32_t slots_high() noexcept {
-    return bounded(header().slots_high, constants_.max_slots);
+    return at_most(constants_.max_slots, header().slots_high);
   }
   [[nodiscard]] std::uint32_t channels_high() noexcept {
-    return bounded(header().channels_high, constants_.max_channels);
+    return at_most(constants_.max_channels, header().channels_high);
   }
   [[nodiscard]] std::uint32_t entries_high() noexcept {
-    return bounded(header().entries_high, constants_.max_entries);
+    return at_most(constants_.max_entries, header().entries_high);
   }
 
   // ---- blocks ----
@@ -199,23 +200,28 @@ class Segment {
 
   /// Reserves file space for a table row that is used for the first time.
   [[nodiscard]] int reserve(std::uint64_t offset, std::uint64_t length) noexcept;
+  /// Gives the memory of free pages back to the system.
+  [[nodiscard]] int punch(std::uint64_t offset, std::uint64_t length) noexcept;
 
   // ---- private registries, shared with a child at fork ----
   void add_view(LiveView& view);
   void remove_view(LiveView& view);
   [[nodiscard]] Status add_endpoint(std::uint32_t channel_id, End end);
+  /// Of an end whose hold was added already: a fork is to add the child's.
+  void note_endpoint(std::uint32_t channel_id, End end);
   void remove_endpoint(std::uint32_t channel_id, End end);
   [[nodiscard]] std::mutex& mutex() noexcept { return mutex_; }
   [[nodiscard]] std::size_t view_count();
+  /// Bytes that the views of this process keep alive.
+  [[nodiscard]] std::uint64_t view_bytes();
 
  private:
   friend class ForkHandlers;
   Segment() = default;
 
-  [[nodiscard]] static std::uint32_t bounded(const Atomic<std::uint32_t>& word,
-                                             std::uint32_t most) noexcept {
+  static std::uint32_t at_most(std::uint32_t limit, const Atomic<std::uint32_t>& word) noexcept {
     const std::uint32_t n = Atomics::load_acquire(word);
-    return n < most ? n : most;
+    return n < limit ? n : limit;
   }
   template <class T>
   [[nodiscard]] T* table(std::uint64_t offset) noexcept {

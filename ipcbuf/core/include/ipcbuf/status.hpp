@@ -44,7 +44,9 @@ struct Failure {
   std::uint64_t max_size = 0;
   std::uint64_t free_bytes = 0;
   std::uint64_t largest_run = 0;
-  std::uint64_t headroom = 0;
+  std::uint64_t headroom = 0;     // of the memory cgroup, or of MemAvailable
+  std::uint64_t system_size = 0;  // of the file system (ENOSPC), or allowed of a file (EFBIG)
+  std::uint64_t system_free = 0;
   std::uint64_t found = 0;     // version, ABI word, size or mode as it is there,
   std::uint64_t expected = 0;  // and as it should be
 };

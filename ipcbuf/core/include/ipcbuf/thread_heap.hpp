@@ -12,6 +12,13 @@
 // Why warm: the slab used last is used first, and empty slabs are kept up to a limit. The
 // first touch of a shared page costs many times the copy into it.
 //
+// Settling: a burst leaves many large slabs that nobody needs again. At most once a second, on
+// the way to a large block, those that stood empty and unused since the last time go back to
+// the central heap, but for the first `kIdle` bytes of them.
+//
+// A slab may be taken from us while it is empty, and its memory given back. So each use looks
+// first whether it is still ours.
+//
 // Pairs: K1 of block.hpp (holder: free_block -> allocate).
 #pragma once
 
@@ -30,6 +37,8 @@ class ThreadHeap {
   [[nodiscard]] Status allocate(std::uint64_t length, std::uint64_t& offset, Failure& why);
   /// Gives empty slabs back to the central heap.
   void trim();
+  /// Gives those back that were not needed for a while; then the central heap does the same.
+  void settle();
   /// The thread ends: every slab is given back or left to whoever frees its last block.
   void abandon();
 
@@ -44,6 +53,7 @@ class ThreadHeap {
     std::uint32_t head;
     std::uint32_t salt;
     std::uint64_t free;  // bit i: block i is free, as far as we know
+    bool used = true;    // since we last settled
   };
   struct SizeClass {
     std::uint32_t units = 0;  // of a block, in cache lines
@@ -69,6 +79,7 @@ class ThreadHeap {
   Token token_;
   std::uint64_t owned_ = 0;         // bytes of all our slabs
   std::uint64_t trim_at_ = 0;       // bytes
+  std::int64_t settle_at_ = 0;      // monotonic ns
   std::vector<SizeClass> classes_;  // the small ones by position, then large ones as they come
 };
 

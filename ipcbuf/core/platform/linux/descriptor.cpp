@@ -3,20 +3,28 @@
 //
 // descriptor.cpp - descriptors that can be polled: eventfd and socket pair.
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <ctime>
 
 #include "ipcbuf/platform.hpp"
 
 namespace ipcbuf::platform {
 
-int poll_fd(int fd, std::int64_t until_ns, FdEvents& out) noexcept {
-  pollfd p{};
-  p.fd = fd;
-  p.events = POLLIN;
+static_assert(sizeof(PollFd) == sizeof(pollfd) &&
+              offsetof(PollFd, seen) == offsetof(pollfd, revents));
+static_assert(kReadable == POLLIN && kHangup == (POLLHUP | POLLERR) && kNotOpen == POLLNVAL);
+
+int make_eventfd(unsigned count) noexcept {
+  const int fd = ::eventfd(count, EFD_NONBLOCK | EFD_CLOEXEC);
+  return fd < 0 ? -errno : fd;
+}
+
+int poll_many(PollFd* fds, std::size_t n, std::int64_t until_ns) noexcept {
   timespec left{};
   timespec* limit = nullptr;
   if (until_ns != kForever) {
@@ -26,10 +34,16 @@ int poll_fd(int fd, std::int64_t until_ns, FdEvents& out) noexcept {
     left.tv_nsec = ns % 1'000'000'000;
     limit = &left;
   }
-  const int r = ::ppoll(&p, 1, limit, nullptr);
-  if (r < 0) return -errno;
-  out.readable = (p.revents & POLLIN) != 0;
-  out.hangup = (p.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
+  const int r = ::ppoll(reinterpret_cast<pollfd*>(fds), n, limit, nullptr);
+  return r < 0 ? -errno : r;
+}
+
+int poll_fd(int fd, std::int64_t until_ns, FdEvents& out) noexcept {
+  PollFd p{fd, kReadable, 0};
+  const int r = poll_many(&p, 1, until_ns);
+  if (r < 0) return r;
+  out.readable = (p.seen & kReadable) != 0;
+  out.hangup = (p.seen & (kHangup | kNotOpen)) != 0;
   return r;
 }
 

@@ -4,7 +4,9 @@
 // memory.cpp - memory files, mappings, life bytes and the limits of the machine.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -54,6 +56,28 @@ int reserve(int fd, std::uint64_t offset, std::uint64_t length) noexcept {
     if (::fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0) return 0;
     if (errno != EINTR) return -errno;
   }
+}
+
+int punch(int fd, std::uint64_t offset, std::uint64_t length) noexcept {
+  for (;;) {
+    if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                    static_cast<off_t>(length)) == 0)
+      return 0;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+void file_system_room(int fd, std::uint64_t& size, std::uint64_t& free) noexcept {
+  struct statvfs s{};
+  size = free = 0;
+  if (::fstatvfs(fd, &s) != 0) return;
+  size = std::uint64_t{s.f_blocks} * s.f_frsize;
+  free = std::uint64_t{s.f_bavail} * s.f_frsize;
+}
+
+std::uint64_t file_size_limit() noexcept {
+  struct rlimit limit{};
+  return ::getrlimit(RLIMIT_FSIZE, &limit) == 0 ? limit.rlim_cur : UINT64_MAX;
 }
 
 int file_id(int fd, FileId& out) noexcept {
@@ -211,9 +235,11 @@ void one_cgroup(const char* directory, bool v2, MemoryLimits& out) noexcept {
       read_small(path, text, sizeof text)
           ? number_after(text, v2 ? "\ninactive_file " : "\ntotal_inactive_file ")
           : 0;
-  const std::uint64_t room = limit > used ? limit - used : 0;
+  // 5 % are kept: at its limit a group kills whoever touches the next page of any memory.
+  const std::uint64_t room = (limit > used ? limit - used : 0) + inactive;
+  const std::uint64_t keep = limit / 20;
   out.cgroup_limit = std::min(out.cgroup_limit, limit);
-  out.cgroup_headroom = std::min(out.cgroup_headroom, room + inactive);
+  out.cgroup_headroom = std::min(out.cgroup_headroom, room > keep ? room - keep : 0);
 }
 
 /// Visits the group named by `relative` below `root` and every group above it.

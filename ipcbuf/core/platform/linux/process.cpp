@@ -4,6 +4,9 @@
 // process.cpp - identity and life of processes, and clocks.
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -15,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <new>
 
 #include "ipcbuf/platform.hpp"
 
@@ -96,6 +100,39 @@ bool maps_inode(std::uint32_t pid, std::uint64_t inode) noexcept {
   }
   ::close(fd);
   return found;
+}
+
+int start_thread(void (*body)(void*), void* argument) noexcept {
+  struct Start {
+    void (*body)(void*);
+    void* argument;
+  };
+  auto* start = new (std::nothrow) Start{body, argument};
+  if (start == nullptr) return -ENOMEM;
+  // The thread inherits the mask: no handler runs in it but for its own faults (fault_guard.cpp).
+  sigset_t all{};
+  sigset_t before{};
+  ::sigfillset(&all);
+  for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGABRT}) ::sigdelset(&all, fault);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_t thread{};
+  const int error = ::pthread_create(
+      &thread, nullptr,
+      [](void* p) -> void* {
+        const Start mine = *static_cast<Start*>(p);
+        delete static_cast<Start*>(p);
+        ::prctl(PR_SET_NAME, "ipcbuf");
+        mine.body(mine.argument);
+        return nullptr;
+      },
+      start);
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (error != 0) {
+    delete start;
+    return -error;
+  }
+  ::pthread_detach(thread);
+  return 0;
 }
 
 void random_bytes(void* out, std::size_t n) noexcept {
