@@ -20,6 +20,23 @@ core sanitizer="":
     cmake --build build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }}
     ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error --parallel {{ num_cpus() }}
 
+# The protocols under Spin, each as it is and with each of its faults; release: --processes 4 --crashes 3
+models *args:
+    python tests/models/run.py {{args}}
+
+# Attach to segments that somebody wrote over, so many of them; release: 100000000
+fuzz runs="2000000":
+    cmake -S ipcbuf -B build/core-address -G Ninja -DIPCBUF_SANITIZE=address
+    cmake --build build/core-address --target fuzz_attach
+    seq {{num_cpus()}} | xargs -P 0 -n 1 build/core-address/fuzz_attach tests/fuzz/corpus --runs $(( {{runs}} / {{num_cpus()}} )) --seed
+
+# The same, guided by coverage; needs clang and its libFuzzer
+fuzz-guided seconds="20":
+    cmake -S ipcbuf -B build/core-fuzzer -G Ninja -DIPCBUF_SANITIZE=fuzzer -DCMAKE_CXX_COMPILER=clang++
+    cmake --build build/core-fuzzer --target fuzz_attach
+    mkdir -p build/corpus
+    build/core-fuzzer/fuzz_attach -max_total_time={{seconds}} -max_len=300 -timeout=10 -detect_leaks=0 build/corpus tests/fuzz/corpus
+
 # Long seeded runs that kill processes: the figures of every push
 stress *args: _stress_programs
     python tests/stress/report.py run ci

@@ -110,6 +110,20 @@ TEST(other_versions_machines_and_lengths_are_told_apart) {
            }));
 }
 
+TEST(a_file_shorter_than_its_heap_is_refused) {
+  const auto s = make_segment();
+  const int fd = copy_of(*s);
+  const Constants& c = s->constants();
+  const std::uint64_t heap = std::uint64_t{s->committed_pages()} << kPageShift;
+  CHECK_EQ(0, ::ftruncate(fd, static_cast<off_t>(c.payload + heap - kPageSize)));
+  CHECK_EQ(Status::kTruncated, attach_status(fd));
+  CHECK_EQ(0, ::ftruncate(fd, static_cast<off_t>(c.window)));
+  const std::uint32_t pages = c.max_pages + 1;
+  CHECK_EQ(4L, ::pwrite(fd, &pages, 4, offsetof(Header, committed_pages)));
+  CHECK_EQ(Status::kCorrupted, attach_status(fd));
+  ::close(fd);
+}
+
 TEST(every_flipped_bit_of_the_constants_is_refused) {
   const auto s = make_segment();
   const int fd = copy_of(*s);

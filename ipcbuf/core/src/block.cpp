@@ -115,6 +115,7 @@ Status share_block(Segment& s, std::uint64_t offset, Token with) noexcept {
   Holder now{};
   if (!s.place(offset, p) || !read_holder(s, p, now)) return s.poison(__LINE__);
   if (now.kind == HolderKind::kEntry) {
+    if (index_of(now.id) >= s.constants().max_entries) return s.poison(__LINE__);
     return add_hold(s, s.entry(index_of(now.id)).holds, Hold{HoldKind::kProcess, with, 1});
   }
   const Token me = s.token();

@@ -144,8 +144,7 @@ Status create_channel(Segment& s, const ChannelOptions& options, std::uint32_t& 
 
 Status open_channel(Segment& s, std::uint32_t id, End end, Token transit) {
   const std::uint32_t index = index_of(id);
-  if (index >= s.constants().max_channels || index >= A::load_acquire(s.header().channels_high))
-    return Status::kNotFound;
+  if (index >= s.channels_high()) return Status::kNotFound;
   const ChannelWord word = ChannelWord::unpack(A::load_acquire(s.channel(index).state));
   if (word.state != ChannelState::kActive || word.generation != generation_of_id(id))
     return Status::kNotFound;
@@ -215,8 +214,11 @@ void destroy_channel(Segment& s, std::uint32_t index) {
     RecordHeader header{};
     std::uint64_t cumulative = 0;
     const std::byte* body = nullptr;
-    Front front = Front::kEmpty;
-    while ((front = reader.front(header, cumulative, body)) == Front::kRecord) {
+    Front front = is_possible(ring, reader.position(), RingWord::unpack(A::load_relaxed(seen)))
+                      ? Front::kRecord
+                      : Front::kCorrupted;
+    while (front == Front::kRecord &&
+           (front = reader.front(header, cumulative, body)) == Front::kRecord) {
       std::uint64_t held[kMaxBlocks];
       const auto* refs = reinterpret_cast<const BlockRef*>(body);
       std::uint32_t n = 0;

@@ -58,8 +58,7 @@ std::uint32_t pid_of(Segment& s, Token token) noexcept {
 std::vector<ChannelDiagnosis> diagnose(Segment& s) {
   std::vector<ChannelDiagnosis> out;
   const std::int64_t now = platform::monotonic_ns();
-  const std::uint32_t high =
-      std::min(A::load_acquire(s.header().channels_high), s.constants().max_channels);
+  const std::uint32_t high = s.channels_high();
   for (std::uint32_t i = 0; i < high; ++i) {
     ChannelRow& row = s.channel(i);
     const std::uint64_t word = A::load_acquire(row.state);

@@ -88,6 +88,10 @@ class Walk {
       const RingWord read = RingWord::unpack(A::load_acquire(ring.header->read_word));
       const RingWord write = RingWord::unpack(A::load_acquire(ring.header->write_word));
       std::uint32_t place = read.index;
+      if (!is_possible(ring, read, write)) {
+        problem("channel %llu: %llu items in ring %llu", index, write.items - read.items, at);
+        return;
+      }
       items += write.items - read.items;
       for (std::uint32_t n = write.items - read.items; n > 0; --n) {
         RecordHeader header{};

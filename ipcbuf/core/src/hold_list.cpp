@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ipcbuf/hold_list.hpp"
 
-#include <algorithm>
-
 #include "ipcbuf/reaper.hpp"
 
 namespace ipcbuf {
@@ -137,8 +135,7 @@ bool is_unheld(Segment& s, HoldList& list) noexcept {
 }
 
 void list_holds(Segment& s, HoldList& list, std::size_t limit, std::vector<Hold>& out) {
-  const std::uint32_t entries =
-      std::min(A::load_acquire(s.header().entries_high), s.constants().max_entries);
+  const std::uint32_t entries = s.entries_high();
   const HoldList* part = &list;
   for (std::uint32_t steps = 0; steps <= entries; ++steps) {
     for (const auto& cell : part->cells) {

@@ -19,8 +19,7 @@ namespace {
 /// The row of a channel that is alive, else nullptr.
 ChannelRow* living(Segment& s, std::uint32_t id) noexcept {
   const std::uint32_t index = index_of(id);
-  if (index >= s.constants().max_channels || index >= A::load_acquire(s.header().channels_high))
-    return nullptr;
+  if (index >= s.channels_high()) return nullptr;
   ChannelRow& row = s.channel(index);
   const ChannelWord word = ChannelWord::unpack(A::load_acquire(row.state));
   const bool alive = word.state == ChannelState::kActive && word.generation == generation_of_id(id);

@@ -155,9 +155,17 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
   const std::uint64_t state = A::load_acquire(row.state);
   if (ChannelWord::unpack(state).state == ChannelState::kFree) return;
   const std::uint32_t id = channel_id(index, row);
-  // A failure means that the receiver moved on meanwhile; only a corrupted chain goes on failing.
-  for (int tries = 0; tries < 100'000; ++tries) {
+  // A failure means that the receiver moved on meanwhile; only a corrupted chain goes on failing,
+  // and does so while nobody receives.
+  std::uint64_t stood = 0;
+  int stands = 0;
+  for (int tries = 0; tries < 100'000 && stands < 200; ++tries) {
     std::uint64_t at = A::load_acquire(row.receiver.ring);
+    Ring<> front;
+    const std::uint64_t stand =
+        at ^ (open_ring(s, at, id, front) ? A::load_acquire(front.header->read_word) << 1 : 0);
+    stands = stand == stood ? stands + 1 : 0;
+    stood = stand;
     bool whole = true;
     std::uint64_t base = 0;
     for (std::uint32_t steps = 0; at != 0 && steps <= s.constants().max_pages; ++steps) {
@@ -178,6 +186,12 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
       RingWord read = RingWord::unpack(A::load_acquire(ring.header->read_word));
       const RingWord write = RingWord::unpack(A::load_acquire(ring.header->write_word));
       std::uint32_t index_at = read.index;
+      // The other way round: read behind what we saw written, which is all right.
+      if (static_cast<std::int32_t>(write.items - read.items) > 0 &&
+          !is_possible(ring, read, write)) {
+        whole = false;
+        break;
+      }
       while (static_cast<std::int32_t>(write.items - read.items) > 0) {
         RecordHeader header{};
         std::uint32_t start = 0;

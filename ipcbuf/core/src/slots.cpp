@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ipcbuf/slots.hpp"
 
-#include <algorithm>
 #include <cerrno>
 
 #include "ipcbuf/platform.hpp"
@@ -99,8 +98,7 @@ void publish_seat(Segment& s, Token token, bool life_bytes) {
 
 std::vector<Seat> list_seats(Segment& s) {
   std::vector<Seat> out;
-  const std::uint32_t high =
-      std::min(A::load_acquire(s.header().slots_high), s.constants().max_slots);
+  const std::uint32_t high = s.slots_high();
   const std::uint64_t here = platform::pid_namespace();
   for (std::uint32_t i = 0; i < high; ++i) {
     SlotRow& row = s.slot(i);

@@ -284,6 +284,10 @@ ThreadHeap& ThreadHeap::of(Segment& segment) {
     tls_heaps.heaps.erase(it);  // our parent's slabs; they stay the parent's
     break;
   }
+  // Those of segments that were closed since: a thread may open and close many.
+  std::erase_if(tls_heaps.heaps, [](const auto& heap) {
+    return !ForkHandlers::find([&](const Segment& s) { return s.serial() == heap->serial(); });
+  });
   tls_heaps.heaps.push_back(std::make_unique<ThreadHeap>(segment));
   return *(tls_last = tls_heaps.heaps.back().get());
 }

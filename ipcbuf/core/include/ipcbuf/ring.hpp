@@ -100,6 +100,12 @@ struct Ring {
   }
 };
 
+/// False: more records than the ring has room for. Before a walk over them, to bound it.
+template <class A>
+[[nodiscard]] bool is_possible(const Ring<A>& ring, RingWord read, RingWord write) noexcept {
+  return write.items - read.items <= ring.capacity / kRecordHeader;
+}
+
 /// The record at `index`, skip marks resolved; false: impossible (or overwritten meanwhile).
 template <class A>
 [[nodiscard]] bool parse_record(const Ring<A>& ring, std::uint32_t index, RecordHeader& header,
@@ -154,7 +160,7 @@ class RingWriter {
  private:
   [[nodiscard]] std::byte* fit(std::uint32_t size, RingWord read) noexcept {
     std::uint32_t at = write_.index;
-    if (at > ring_.capacity || read.index > ring_.capacity) return nullptr;
+    if (at > ring_.capacity || at % 16 != 0 || read.index > ring_.capacity) return nullptr;
     const bool empty = read.items == write_.items;
     if (!empty && at <= read.index) {
       if (size > read.index - at) return nullptr;
@@ -197,6 +203,7 @@ class RingReader {
       const std::uint64_t write = A::load_acquire(ring_.header->write_word);
       A::store_relaxed(cache_, write);
       if (RingWord::unpack(write).items == read_.items) return Front::kEmpty;
+      if (!is_possible(ring_, read_, RingWord::unpack(write))) return Front::kCorrupted;
     }
     if (!parse(read_.index, header)) return Front::kCorrupted;
     cumulative = A::load_relaxed(ring_.word_at(start_ + 8));
