@@ -114,6 +114,7 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
     if (!may_hold && Run::unpack(A::load_acquire(s.run(head))).token != dead) continue;
     for (std::uint32_t i = 0; i < p.count; ++i) {
       const std::uint64_t at = p.offset + i * p.size();
+      // K2 acquire, from store_holder and change_holder: the creator of a ring.
       const Holder holder = Holder::unpack(A::load_acquire(s.block(at).holder));
       const bool ring_of_dead =
           holder.kind == HolderKind::kChannel && A::load_acquire(s.block(at).creator) == dead;
