@@ -47,7 +47,25 @@ struct RelacyAtomics {
   }
   template <class T>
   static bool compare_exchange(Cell<T>& c, T& expected, std::type_identity_t<T> v) {
-    return c.compare_exchange_strong(expected, v, rl::mo_acq_rel, rl::mo_acquire, $);
+    return c.compare_exchange_strong(expected, v, rl::mo_acq_rel, $, rl::mo_acquire, $);
+  }
+  template <class T>
+  static T fetch_or(Cell<T>& c, std::type_identity_t<T> v) {
+    return c.fetch_or(v, rl::mo_seq_cst, $);
+  }
+  template <class T>
+  static T fetch_and(Cell<T>& c, std::type_identity_t<T> v) {
+    return c.fetch_and(v, rl::mo_seq_cst, $);
+  }
+  template <class T>
+  static T fetch_add(Cell<T>& c, std::type_identity_t<T> v) {
+    return c.fetch_add(v, rl::mo_seq_cst, $);
+  }
+  /// The sleeper's barrier acts on the publisher's processor too: here both have a fence.
+  static void compiler_barrier() {
+#ifndef IPCBUF_WEAKEN
+    rl::atomic_thread_fence(rl::mo_seq_cst, $);
+#endif
   }
 };
 
