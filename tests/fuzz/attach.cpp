@@ -136,7 +136,7 @@ void make_image(int fd, Notes& notes) {
   to_ended.close();
   (void)hold_in_transit(s, shared, End::kReceiver);
   HoldList& holds = hold_list(s, bounded, End::kReceiver);  // chains an entry
-  for (std::uint32_t i = 0; i < 9; ++i) (void)add_hold(s, holds, {HoldKind::kChannel, i + 1, 1});
+  for (std::uint32_t i = 0; i < 9; ++i) (void)add_hold(s, holds, {HoldKind::kTransit, i + 1, 1});
   const std::uint64_t view = block_for(s, 5000);
   if (share_block(s, view, make_token(1, 1)) != Status::kOk) broken("not shared");
   (void)block_for(s, 100'000);

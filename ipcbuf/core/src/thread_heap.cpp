@@ -190,7 +190,12 @@ Status ThreadHeap::new_slab(SizeClass& c, Failure& why) {
   for (std::uint32_t k = 0; k < c.pages; ++k) A::store_relaxed(s.page(first + k).head_back, k);
   for (std::uint32_t i = 0; i < c.count; ++i) {
     const std::uint64_t at = s.page_offset(first) + std::uint64_t{i} * c.units * kCacheLine;
-    A::store_relaxed(s.block(at).holder, s.check_of(at, c.units, salt));
+    BlockHeader& header = s.block(at);
+    A::store_relaxed(header.holder, s.check_of(at, c.units, salt));
+    // What lay in these pages before must not look like a lease or a ticket: who takes a block may
+    // die before it has cleaned its header.
+    A::store_relaxed(header.lease, 0);
+    A::store_relaxed(header.ticket, 0);
   }
   // The commit: before it the pages are a reserved run, behind it a slab of ours.
   A::store_release(s.run(first), Run{RunState::kSlab, c.pages, token_}.pack());
