@@ -46,11 +46,7 @@ struct Table {
   Atomic<std::uint32_t>* places;
   std::uint32_t mask;  // number of places - 1; 0 = there is none
 };
-Table table_of(Segment& s) noexcept {
-  const std::uint32_t bits = A::load_relaxed(s.header().directory_bits);  // relaxed: W1
-  if (bits == 0 || bits > max_bits(s)) return {s.key_table(), 0};
-  return {s.key_table(), (1U << bits) - 1};
-}
+Table table_of(Segment& s) noexcept { return {s.key_table(), (1U << directory_bits(s)) - 1}; }
 
 bool has_a_key(ChannelRow& row) noexcept {
   return ChannelWord::unpack(A::load_acquire(row.state)).state == ChannelState::kActive &&
@@ -108,7 +104,7 @@ void place_row(Segment& s, std::uint32_t index) noexcept {
 
 /// True if the table takes one more key; `bits`: the size for which memory must be reserved.
 bool is_roomy(Segment& s, std::uint32_t& bits) noexcept {
-  const std::uint32_t now = A::load_acquire(s.header().directory_bits);
+  const std::uint32_t now = directory_bits(s);
   const std::uint64_t used = A::load_acquire(s.header().directory_used);
   bits = now == 0 ? kFirstBits : std::min(now + 1, max_bits(s));
   return now != 0 && (used + 1) * 3 <= 2ULL << now;
@@ -121,7 +117,7 @@ bool make_roomy(Segment& s, std::uint32_t reserved_bits) noexcept {
   if (bits > reserved_bits) return false;
   rebuild_directory(s);
   const std::uint64_t live = A::load_relaxed(s.header().directory_used);  // relaxed: W1
-  const std::uint32_t now = A::load_relaxed(s.header().directory_bits);
+  const std::uint32_t now = directory_bits(s);
   // At most half full behind a rebuild, so that the next one is far.
   if (now == 0 || (live + 1) * 2 > 1ULL << now) {
     A::store_release(s.header().directory_bits, bits);
@@ -375,6 +371,11 @@ void drop_place(Segment& s, std::uint32_t index) noexcept {
 }
 
 }  // namespace
+
+std::uint32_t directory_bits(Segment& s) noexcept {
+  const std::uint32_t bits = A::load_acquire(s.header().directory_bits);
+  return bits <= max_bits(s) ? bits : 0;
+}
 
 std::uint32_t directory_row(Segment& s, const ChannelKey& key) noexcept {
   std::uint32_t index = kNoRow;

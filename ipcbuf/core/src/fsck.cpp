@@ -110,7 +110,10 @@ class Walk {
       if (directory_row(s_, row.key) != i + 1)
         problem("channel %llu: the directory does not find it", i);
     }
-    const std::uint32_t bits = A::load_acquire(s_.header().directory_bits);
+    const std::uint32_t bits = directory_bits(s_);
+    if (bits != A::load_acquire(s_.header().directory_bits))
+      problem("impossible size of the directory: 2^%llu places",
+              A::load_acquire(s_.header().directory_bits));
     std::uint32_t used = 0;
     std::uint32_t live = 0;
     for (std::uint32_t at = 0; bits != 0 && at < 1U << bits; ++at) {

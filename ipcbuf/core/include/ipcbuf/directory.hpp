@@ -74,6 +74,8 @@ void forget_key(Segment& segment, std::uint32_t index) noexcept;
 /// An end that got a hold is open (again), unless the channel's key was removed.
 void reopen_end(Segment& segment, ChannelRow& row, End end) noexcept;
 
+/// The table has 2^this places; 0 = there is none, or the header's number is impossible.
+[[nodiscard]] std::uint32_t directory_bits(Segment& segment) noexcept;
 /// Number + 1 of the row that the table has for a key, 0 if none; changes nothing.
 [[nodiscard]] std::uint32_t directory_row(Segment& segment, const ChannelKey& key) noexcept;
 
