@@ -112,9 +112,10 @@ class Segment(_native.Segment):
         """Leave the segment: it goes on for its other users. Twice is allowed.
 
         The ends of channels that were opened through this object are closed; whatever is asked
-        of them or of this object later raises `ClosedError`. Records and arrays that are alive
-        stay valid: they keep the memory mapped, and this process counted as a user, until the
-        last of them is gone. If this process was the last user, the name is removed.
+        of them or of this object later raises `ClosedError`. Records, arrays, static memory and
+        atomics that are alive stay valid: they keep the memory mapped, and this process counted
+        as a user, until the last of them is gone. If this process was the last user, the name is
+        removed.
         """
         with _lock:
             if self.closed:

@@ -168,6 +168,14 @@ def test_runs_as_a_module() -> None:
     assert isinstance(json.loads(done.stdout), list)
 
 
+def test_selftest_says_that_it_passed(capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_json(capsys, "selftest", "--kills", "20", "--seed", "1")
+
+    assert result["kills"] == 20
+    assert result["lost"] == result["leaked"] == 0
+    assert run("selftest", "--kills", "5") == cli.OK
+
+
 # --- top ------------------------------------------------------------------------------------------
 
 
