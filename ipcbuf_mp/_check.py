@@ -132,7 +132,7 @@ def segment_numbers(segment: ipcbuf.Segment) -> Iterator[tuple[str, str]]:
     yield "max_size", size(segment.max_size)
     yield "committed now", size(segment.committed)
     for name, value in segment.stats().items():
-        if name not in ("max_size", "committed_bytes"):
+        if isinstance(value, int) and name not in ("max_size", "committed_bytes"):
             yield name.replace("_", " "), f"{value:,}"
 
 
