@@ -41,7 +41,13 @@ fuzz-guided seconds="20":
     mkdir -p build/corpus
     build/core-fuzzer/fuzz_attach -max_total_time={{seconds}} -max_len=300 -timeout=10 -detect_leaks=0 build/corpus tests/fuzz/corpus
 
-# Long seeded runs that kill processes: the figures of every push
+# Short seeded runs that kill processes: those of every push
+stress-short: _stress_programs
+    build/core-plain/random_kills --kills 5000 --patience 300
+    build/core-plain/random_kills --kills 500 --size 4 --workers 8 --patience 300
+    pytest -m stress tests/stress/test_kill_rounds.py tests/stress/test_chaos.py
+
+# Seeded runs that kill processes, minutes of them; writes docs/proof.md
 stress *args: _stress_programs
     python tests/stress/report.py run ci
     pytest -m stress tests/stress {{args}}

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // ctest-atomics: CrashAtomics
+// ctest-plain-only: a second core for the sanitizers costs more than they would find here
 //
 // test_crash_points.cpp - a real end of the process in front of its n-th store, for every n.
 //
