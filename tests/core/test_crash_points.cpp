@@ -7,7 +7,7 @@
 // test_crash_points.cpp - a real end of the process in front of its n-th store, for every n.
 //
 // The stepper (test_single_step.cpp) finds more, and only on a machine it can trace. This one
-// needs nothing but fork, also runs under the sanitizers, and never starts afresh: what one
+// needs nothing but fork, and never starts afresh: what one
 // death leaves behind, the next one finds.
 #include "fixture.hpp"
 #include "ipcbuf/run_heap.hpp"
