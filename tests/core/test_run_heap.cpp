@@ -230,11 +230,11 @@ TEST(runs_given_back_at_random_stay_apart) {
   std::map<std::uint32_t, std::uint32_t> model;
   check::Random random{12};
   Failure why;
-  for (int step = 0; step < (check::kSanitized ? 1000 : 6000); ++step) {
+  for (int step = 0; step < (check::kSanitized ? 500 : 2000); ++step) {
     if (random.below(20) == 0) {
-      (void)heap.give_back(static_cast<std::uint32_t>(random.below(600)));
+      (void)heap.give_back(static_cast<std::uint32_t>(128 + random.below(200)));
     } else if (model.size() < 30 && random.below(100) < 55) {
-      const auto pages = static_cast<std::uint32_t>(1 + random.below(400));
+      const auto pages = static_cast<std::uint32_t>(1 + random.below(200));
       std::uint32_t first = 0;
       if (heap.allocate(pages, first, why) != Status::kOk) continue;
       std::memset(s->payload(s->page_offset(first)), 1, 64);
