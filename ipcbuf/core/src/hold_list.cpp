@@ -145,14 +145,6 @@ bool has_hold(Segment& s, HoldList& list, HoldKind kind, std::uint32_t id) noexc
   });
 }
 
-bool is_held_by_others(Segment& s, HoldList& list, Token me) noexcept {
-  return any_cell(s, list, [me](Atomic<std::uint64_t>& cell) {
-    const Hold hold = Hold::unpack(A::load_acquire(cell));
-    // More than the one that was added just now: we held it before.
-    return hold.count > (same(hold, HoldKind::kProcess, me) ? 1U : 0U);
-  });
-}
-
 bool is_unheld(Segment& s, HoldList& list) noexcept {
   return !any_cell(s, list, [](Atomic<std::uint64_t>& cell) { return A::load_acquire(cell) != 0; });
 }

@@ -57,8 +57,6 @@ bool drop_hold(Segment& segment, HoldList& list, HoldKind kind, std::uint32_t id
                bool all) noexcept;
 [[nodiscard]] bool has_hold(Segment& segment, HoldList& list, HoldKind kind,
                             std::uint32_t id) noexcept;
-/// True if somebody holds besides the one hold that `me` has added just now.
-[[nodiscard]] bool is_held_by_others(Segment& segment, HoldList& list, Token me) noexcept;
 [[nodiscard]] bool is_unheld(Segment& segment, HoldList& list) noexcept;
 /// Appends the cells in use, at most `limit`, as they are while others change them.
 void list_holds(Segment& segment, HoldList& list, std::size_t limit, std::vector<Hold>& out);
