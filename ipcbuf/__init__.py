@@ -12,10 +12,20 @@ Layers, each using only the ones below: `ipcbuf_mp` (the drop-in classes), `ipcb
 Python), `ipcbuf._native` (the binding), the C++ core, its platform calls.
 """
 
+import copyreg as _copyreg
 import pickle as _pickle
 
 from . import arrays as _arrays
-from ._native import Leased, ObjectQueue, Record, Task, Ticket, set_object_codec, wait
+from ._native import (
+    Leased,
+    ObjectQueue,
+    Record,
+    Task,
+    Ticket,
+    set_object_codec,
+    set_queue_end,
+    wait,
+)
 from .arrays import Shared, empty, from_array, move, share, zeros
 from .channel import Atomic, ChannelInfo, Receiver, Sender, Static
 from .errors import (
@@ -98,10 +108,25 @@ __all__ = [
     "list_segments",
     "move",
     "set_object_codec",
+    "set_queue_end",
     "share",
     "unlink",
     "wait",
     "zeros",
 ]
 
-set_object_codec(_arrays._dumps, _arrays._loads, _pickle.dumps)
+set_object_codec(_arrays._dumps, _arrays._loads, _pickle.dumps, (_copyreg.dispatch_table,))
+
+TYPE_CHECKING = False  # importing typing takes time
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> object:
+        """Look the version up in what was installed; only when asked, for its import takes time."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        from importlib.metadata import version
+
+        globals()[name] = found = version("ipcbuf")
+        return found

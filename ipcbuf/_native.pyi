@@ -97,6 +97,11 @@ class Segment:
         Cancel a task that nobody has started. False: it runs, is done, or is gone.
         """
 
+    def has_task(self, offset: int, task_id: int, /) -> bool:
+        """
+        Say whether a task still waits or runs. False: its memory was freed, by whoever ran it after its result was sent, or because he died and was buried by `reap`.
+        """
+
     def reap(self) -> int:
         """Bury the processes that died; return how many there were."""
 
@@ -649,6 +654,15 @@ class Receiver:
     @bell_fd.setter
     def bell_fd(self, arg: int, /) -> None: ...
 
+    @property
+    def copies(self) -> bool:
+        """
+        Whether the large buffers of objects come in private memory, and not as views of the segment.
+        """
+
+    @copies.setter
+    def copies(self, arg: bool, /) -> None: ...
+
     def __enter__(self) -> Receiver: ...
 
     def __exit__(self, *args: object) -> None: ...
@@ -725,6 +739,11 @@ class Leased:
 
     def __exit__(self, type: object, value: object, traceback: object, /) -> None: ...
 
+def set_queue_end(error: type[Exception], /) -> None:
+    """
+    Say what `ObjectQueue` raises when it was shut down, in the whole process.
+    """
+
 class ObjectQueue:
     """
     Both ends of a shared channel of objects, with the methods of `multiprocessing.Queue`.
@@ -755,6 +774,17 @@ class ObjectQueue:
     def full(self) -> bool:
         """Say whether `maxsize` objects are in the queue."""
 
+    def counts(self) -> tuple[int, int]:
+        """Return how many objects were ever put and got, modulo 2**32."""
+
+    def has_leases(self) -> bool:
+        """Say whether another living process has an object under a lease."""
+
+    def shut_down(self) -> None:
+        """
+        End the queue for all processes: `put` raises, and `get` once all was got.
+        """
+
     def close_native(self) -> None:
         """Give both ends up in this process. What was put stays for the others."""
 
@@ -767,12 +797,15 @@ class ObjectQueue:
     @property
     def receiver(self) -> Receiver: ...
 
-def set_object_codec(dumps: object, loads: object, dump_bytes: object, /) -> None:
+def set_object_codec(dumps: object, loads: object, dump_bytes: object, reducers: Iterable[dict[type, Any]] | None = None, /) -> None:
     """
     Say how objects without an encoding of their own become messages, in the whole process.
 
     `dumps(obj)` returns a bytes-like payload and a list of buffers that go beside it (or None);
     `loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain pickle.
+    `reducers` are the tables of registered reducers, such as `copyreg.dispatch_table`, looked at
+    each time. With them, numpy arrays of numbers whose type is in none of them get an encoding
+    of their own; without, `dumps` gets all arrays.
     """
 
 def wait(ends: Iterable[Any], timeout: float | None = None) -> list[Any]:

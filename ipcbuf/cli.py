@@ -279,7 +279,8 @@ def _doctor(options: argparse.Namespace) -> int:
         for label in stale:
             print(f"{label}: all its users are dead; `ipcbuf gc` removes it")
         if not any(findings.values()) and not stale:
-            print(f"{len(findings)} segments, nothing is wrong")
+            count = len(findings)
+            print(f"{count} segment{'s' if count != 1 else ''}, nothing is wrong")
     return WRONG if any(findings.values()) or stale else OK
 
 

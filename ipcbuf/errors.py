@@ -4,7 +4,7 @@
 IpcbufError
 ├── ClosedError (ValueError)            this process closed the object
 ├── BusyError (RuntimeError)            an exclusive end already has a user
-├── RecordTooLarge (ValueError)         the record can never fit this channel
+├── RecordTooLarge (ValueError)         the record can never fit this segment
 ├── ChannelEmpty (queue.Empty)          a receive found nothing in time
 ├── ChannelFull (queue.Full)            a send found no room in time
 ├── PeerError                           something happened on the other side
@@ -93,13 +93,14 @@ class BusyError(IpcbufError, RuntimeError):
 
 
 class RecordTooLarge(IpcbufError, ValueError):
-    """The record can never fit this channel, however long one waits.
+    """The record can never fit, however long one waits.
 
-    A record that fits once others were read is a `ChannelFull` instead.
+    A record that fits once others were read is a `ChannelFull` instead, one that fits once memory
+    is freed a `HeapExhausted`.
 
     Args:
         nbytes: The length of the record.
-        limit: The longest record that the channel takes.
+        limit: The longest record that the segment takes.
     """
 
     def __init__(self, nbytes: int, limit: int) -> None:
@@ -108,7 +109,7 @@ class RecordTooLarge(IpcbufError, ValueError):
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"record of {self.nbytes} bytes; this channel takes at most {self.limit}"
+        return f"record of {self.nbytes} bytes; this segment takes at most {self.limit}"
 
 
 class ChannelEmpty(IpcbufError, queue.Empty):

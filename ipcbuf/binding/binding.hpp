@@ -193,7 +193,8 @@ struct PyReceiver {
   nb::object segment;
   std::shared_ptr<Segment> core;
   ReceiverEnd end;
-  EndListed listed;  // the last member: its destructor closes `end`
+  bool copies = false;  // of objects: large buffers go to private memory
+  EndListed listed;     // the last member: its destructor closes `end`
   PyReceiver(nb::object s, std::shared_ptr<Segment> c, std::uint32_t id)
       : segment(std::move(s)), core(std::move(c)), end(*core, id), listed(segment, end) {}
 };
@@ -251,6 +252,8 @@ enum class Flavour {
   kNative,  // the exceptions of ipcbuf.errors
   kQueue,   // queue.Empty and queue.Full themselves
 };
+/// The exception of Flavour::kQueue for a queue that was shut down.
+void set_queue_end(nb::object type);
 [[noreturn]] void raise_status(Status status, const Failure& why = {},
                                Flavour flavour = Flavour::kNative);
 inline void check(Status status, const Failure& why = {}) {
@@ -428,18 +431,20 @@ struct Encoded {
   Encoded(const Encoded&) = delete;
   Encoded& operator=(const Encoded&) = delete;
   ~Encoded();
+  void drop_buffers() noexcept;
 };
 void encode(PyObject* object, Encoded& out);
 void send_object(PySender& sender, PyObject* object, std::int64_t until,
                  Flavour flavour = Flavour::kNative);
 /// The object of a message that was received; its blocks are taken over.
-nb::object decode(const nb::object& segment, Segment& core, Incoming& message);
+nb::object decode(const nb::object& segment, Segment& core, Incoming& message, bool copies = false);
 /// Raises: what is delivered again cannot give its memory away.
 [[noreturn]] void refuse_leased();
 /// The object of a leased message, from a private copy; the message stays as it is.
 nb::object decode_leased(const Lease& lease, const std::byte* block, std::uint64_t length);
 /// As `decode`; a raw message is unpickled.
-nb::object decode_any(const nb::object& segment, Segment& core, Incoming& message);
+nb::object decode_any(const nb::object& segment, Segment& core, Incoming& message,
+                      bool copies = false);
 nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload, const void* bytes,
                           std::size_t size, nb::handle buffers);
 /// As bytes: of a raw message its own, of an object its pickle.

@@ -4,16 +4,19 @@
 // codec.cpp - objects to messages and back.
 //
 // Overview
-//   Exact None, bool, int (64 bits), float, bytes, str and small tuples, lists and dicts of
-//   these have a tagged encoding of their own: a tag byte, then the value. Everything else
-//   goes through the codec that `set_object_codec` named (pickle where none did).
+//   Exact None, bool, int, float, complex, bytes, bytearray, str and small tuples, lists, dicts,
+//   sets and frozensets of these have a tagged encoding of their own: a tag byte, then the value.
+//   So have arrays of numbers (array.cpp). Everything else goes through the codec that
+//   `set_object_codec` named (pickle where none did).
 //
-// Identity inside one message is kept as pickle keeps it: a container, str or bytes object
-// that occurs twice, or within itself, sends the whole message through pickle.
+// Identity inside one message is kept as pickle keeps it: a container, str, bytes or bytearray
+// object that occurs twice, or within itself, sends the whole message through pickle.
 #include <cstring>
 
+#include "array.hpp"
 #include "binding.hpp"
 #include "ipcbuf/block.hpp"
+#include "ipcbuf/copy.hpp"
 #include "ipcbuf/thread_heap.hpp"
 #include "ipcbuf/ticket.hpp"
 
@@ -25,6 +28,7 @@ namespace {
 PyObject* codec_dumps = nullptr;
 PyObject* codec_loads = nullptr;
 PyObject* codec_dump_bytes = nullptr;
+PyObject* codec_reducers = nullptr;  // a tuple of dictionaries; nullptr: arrays are the codec's
 
 constexpr int kDepth = 16;
 constexpr std::size_t kReleaseGil = 64U << 10;  // bytes: a copy that is worth it
@@ -34,25 +38,72 @@ enum Tag : std::uint8_t {
   kTrue = 'T',
   kFalse = 'F',
   kInt = 'i',
+  kBigInt = 'I',  // of more than 64 bits: its bytes, the lowest first, in two's complement
   kFloat = 'f',
+  kComplex = 'c',
   kBytes = 'b',
+  kByteArray = 'a',
   kStr = 's',
   kTuple = '(',
   kList = '[',
   kDict = '{',
+  kSet = '<',
+  kFrozenSet = '>',
+  kArray = 'n',        // of numpy, with its bytes
+  kArrayBeside = 'm',  // its bytes are the next block
 };
+constexpr std::size_t kInlineArray = 1024;  // bytes
+
+/// Whether somebody registered a reducer for the type. Runs no Python code: an encoder that is at
+/// work has no references of its own to what it walks through.
+bool has_reducer(PyTypeObject* type) noexcept {
+  if (codec_reducers == nullptr) return true;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(codec_reducers); ++i) {
+    const int found =
+        PyDict_Contains(PyTuple_GET_ITEM(codec_reducers, i), reinterpret_cast<PyObject*>(type));
+    if (found < 0) PyErr_Clear();
+    if (found != 0) return true;
+  }
+  return false;
+}
+
+// The number of bytes that an int takes with its sign, and the bytes. Python 3.13 has it in public.
+#if PY_VERSION_HEX >= 0x030D0000
+constexpr int kLittle = Py_ASNATIVEBYTES_LITTLE_ENDIAN;
+Py_ssize_t int_size(PyObject* o) noexcept { return PyLong_AsNativeBytes(o, nullptr, 0, kLittle); }
+bool int_to_bytes(PyObject* o, std::byte* out, Py_ssize_t n) noexcept {
+  return PyLong_AsNativeBytes(o, out, n, kLittle) == n;
+}
+PyObject* int_from_bytes(const char* bytes, std::size_t n) noexcept {
+  return PyLong_FromNativeBytes(bytes, n, kLittle);
+}
+#else
+Py_ssize_t int_size(PyObject* o) noexcept {
+  const std::size_t bits = _PyLong_NumBits(o);
+  return bits < kMaxInline * 8 ? static_cast<Py_ssize_t>(bits / 8 + 1) : -1;
+}
+bool int_to_bytes(PyObject* o, std::byte* out, Py_ssize_t n) noexcept {
+  return _PyLong_AsByteArray(reinterpret_cast<PyLongObject*>(o),
+                             reinterpret_cast<unsigned char*>(out), static_cast<std::size_t>(n), 1,
+                             1) == 0;
+}
+PyObject* int_from_bytes(const char* bytes, std::size_t n) noexcept {
+  return _PyLong_FromByteArray(reinterpret_cast<const unsigned char*>(bytes), n, 1, 1);
+}
+#endif
 
 /// Writes the tagged encoding into a fixed buffer; false: not for us, pickle it.
 class Encoder {
  public:
-  explicit Encoder(std::byte* out) noexcept : begin_(out), at_(out), end_(out + kMaxInline) {}
+  Encoder(std::byte* out, std::vector<Py_buffer>& beside) noexcept
+      : begin_(out), at_(out), end_(out + kMaxInline), beside_(beside) {}
 
   [[nodiscard]] bool put(PyObject* o, int depth = 0) noexcept {
     PyTypeObject* const type = Py_TYPE(o);
     if (type == &PyLong_Type) {
       int overflow = 0;
       const long long v = PyLong_AsLongLongAndOverflow(o, &overflow);
-      return overflow == 0 && value(kInt, &v, sizeof v);
+      return overflow == 0 ? value(kInt, &v, sizeof v) : big_int(o);
     }
     if (type == &PyUnicode_Type) return text(o);
     if (type == &PyFloat_Type) {
@@ -66,6 +117,13 @@ class Encoder {
       const Py_ssize_t n = PyBytes_GET_SIZE(o);
       return (n < 2 || is_new(o)) && sized(kBytes, PyBytes_AS_STRING(o), n);
     }
+    if (type == &PyComplex_Type) {
+      const Py_complex v = PyComplex_AsCComplex(o);
+      const double parts[2] = {v.real, v.imag};
+      return value(kComplex, parts, sizeof parts);
+    }
+    if (type == &PyByteArray_Type)
+      return is_new(o) && sized(kByteArray, PyByteArray_AS_STRING(o), PyByteArray_GET_SIZE(o));
     if (depth == kDepth) return false;
     if (type == &PyTuple_Type) {
       const Py_ssize_t n = PyTuple_GET_SIZE(o);
@@ -91,7 +149,10 @@ class Encoder {
         if (!put(key, depth + 1) || !put(item, depth + 1)) return false;
       return seen == n;
     }
-    return false;
+    if (type == &PySet_Type) return is_new(o) && members(kSet, o, depth);
+    if (type == &PyFrozenSet_Type)
+      return (PySet_GET_SIZE(o) == 0 || is_new(o)) && members(kFrozenSet, o, depth);
+    return is_array(type) && array(o);
   }
   [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(at_ - begin_); }
 
@@ -114,6 +175,32 @@ class Encoder {
     at_ += n;
     return true;
   }
+  [[nodiscard]] bool big_int(PyObject* o) noexcept {
+    const Py_ssize_t n = int_size(o);
+    if (n < 0 || n > end_ - at_ || !count(kBigInt, n) || n > end_ - at_ ||
+        !int_to_bytes(o, at_, n)) {
+      PyErr_Clear();
+      return false;
+    }
+    at_ += n;
+    return true;
+  }
+  [[nodiscard]] bool members(Tag tag, PyObject* set, int depth) noexcept {
+    const Py_ssize_t n = PySet_GET_SIZE(set);
+    PyObject* const iterator = count(tag, n) ? PyObject_GetIter(set) : nullptr;
+    bool fits = iterator != nullptr;
+    Py_ssize_t seen = 0;
+    while (fits) {
+      PyObject* const item = PyIter_Next(iterator);
+      if (item == nullptr) break;
+      fits = put(item, depth + 1);  // the set keeps it alive
+      Py_DECREF(item);
+      ++seen;
+    }
+    Py_XDECREF(iterator);
+    PyErr_Clear();  // another thread has changed it
+    return fits && seen == n;
+  }
   [[nodiscard]] bool text(PyObject* o) noexcept {
     Py_ssize_t n = 0;
     const char* utf8 = nullptr;
@@ -129,6 +216,34 @@ class Encoder {
     }
     return (n < 2 || is_new(o)) && sized(kStr, utf8, n);
   }
+  [[nodiscard]] bool array(PyObject* o) noexcept {
+    ArrayHead head{};
+    Py_buffer bytes{};
+    if (has_reducer(Py_TYPE(o)) || !is_new(o) || !read_array(o, head, bytes)) return false;
+    const auto size = static_cast<std::size_t>(bytes.len);
+    const bool inside = size <= kInlineArray;
+    const std::size_t shape = head.dimensions * sizeof(std::int64_t);
+    const auto length = static_cast<std::uint32_t>(size);
+    const std::size_t needed = 1 + sizeof head + shape + (inside ? sizeof length + size : 0);
+    if (static_cast<std::size_t>(end_ - at_) < needed ||
+        (!inside && beside_.size() == kMaxBlocks - 1)) {
+      PyBuffer_Release(&bytes);
+      return false;
+    }
+    (void)value(inside ? kArray : kArrayBeside, &head, sizeof head);
+    static_assert(sizeof(Py_ssize_t) == sizeof(std::int64_t));
+    if (shape != 0) std::memcpy(at_, bytes.shape, shape);
+    at_ += shape;
+    if (!inside) {
+      beside_.push_back(bytes);
+      return true;
+    }
+    std::memcpy(at_, &length, sizeof length);
+    if (size != 0) std::memcpy(at_ + sizeof length, bytes.buf, size);
+    at_ += sizeof length + size;
+    PyBuffer_Release(&bytes);
+    return true;
+  }
   /// False if the object occurred before in this message, or there are too many to remember.
   [[nodiscard]] bool is_new(PyObject* o) noexcept {
     for (int i = 0; i < known_; ++i)
@@ -142,6 +257,7 @@ class Encoder {
   std::byte* begin_;
   std::byte* at_;
   std::byte* end_;
+  std::vector<Py_buffer>& beside_;
   int known_ = 0;
   PyObject* objects_[kKnown];
 };
@@ -149,8 +265,9 @@ class Encoder {
 /// Reads the tagged encoding; nullptr with an exception if it is none.
 class Decoder {
  public:
-  Decoder(const void* bytes, std::size_t n) noexcept
-      : at_(static_cast<const char*>(bytes)), end_(at_ + n) {}
+  /// `beside`: a tuple of what went into blocks, or nothing.
+  Decoder(const void* bytes, std::size_t n, PyObject* beside = nullptr) noexcept
+      : at_(static_cast<const char*>(bytes)), end_(at_ + n), beside_(beside) {}
 
   PyObject* get(int depth = 0) noexcept {
     if (at_ == end_ || depth > kDepth) return malformed();
@@ -165,6 +282,16 @@ class Decoder {
         long long v = 0;
         return take(&v, sizeof v) ? PyLong_FromLongLong(v) : malformed();
       }
+      case kBigInt: {
+        const Py_ssize_t n = length(1);
+        if (n < 0) return malformed();
+        at_ += n;
+        return int_from_bytes(at_ - n, static_cast<std::size_t>(n));
+      }
+      case kComplex: {
+        double parts[2] = {};
+        return take(parts, sizeof parts) ? PyComplex_FromDoubles(parts[0], parts[1]) : malformed();
+      }
       case kFloat: {
         double v = 0;
         return take(&v, sizeof v) ? PyFloat_FromDouble(v) : malformed();
@@ -174,6 +301,12 @@ class Decoder {
         if (n < 0) return malformed();
         at_ += n;
         return PyBytes_FromStringAndSize(at_ - n, n);
+      }
+      case kByteArray: {
+        const Py_ssize_t n = length(1);
+        if (n < 0) return malformed();
+        at_ += n;
+        return PyByteArray_FromStringAndSize(at_ - n, n);
       }
       case kStr: {
         const Py_ssize_t n = length(1);
@@ -217,12 +350,30 @@ class Decoder {
         }
         return dict;
       }
+      case kSet:
+        return members(PySet_New(nullptr), depth);
+      case kFrozenSet:
+        return members(PyFrozenSet_New(nullptr), depth);
+      case kArray:
+      case kArrayBeside:
+        return array(at_[-1] == kArrayBeside);
       default:
         return malformed();
     }
   }
 
  private:
+  PyObject* members(PyObject* set, int depth) noexcept {
+    const Py_ssize_t n = length(1);
+    if (n < 0) return Py_XDECREF(set), malformed();
+    for (Py_ssize_t i = 0; set != nullptr && i < n; ++i) {
+      PyObject* const item = get(depth + 1);
+      const int failed = item == nullptr ? -1 : PySet_Add(set, item);
+      Py_XDECREF(item);
+      if (failed != 0) return Py_DECREF(set), nullptr;
+    }
+    return set;
+  }
   [[nodiscard]] bool take(void* out, std::size_t n) noexcept {
     if (static_cast<std::size_t>(end_ - at_) < n) return false;
     std::memcpy(out, at_, n);
@@ -235,6 +386,25 @@ class Decoder {
     if (!take(&n, sizeof n) || n * each > static_cast<std::size_t>(end_ - at_)) return -1;
     return static_cast<Py_ssize_t>(n);
   }
+  [[nodiscard]] PyObject* array(bool is_beside) noexcept {
+    ArrayHead head{};
+    if (!take(&head, sizeof head)) return malformed();
+    const char* const shape = at_;
+    const std::size_t lengths = head.dimensions * sizeof(std::int64_t);
+    if (lengths > static_cast<std::size_t>(end_ - at_)) return malformed();
+    at_ += lengths;
+    PyObject* made = nullptr;
+    if (is_beside) {
+      if (beside_ == nullptr || next_ >= PyTuple_GET_SIZE(beside_)) return malformed();
+      made = make_array(head, shape, PyTuple_GET_ITEM(beside_, next_++), nullptr, 0);
+    } else {
+      const Py_ssize_t size = length(1);
+      if (size < 0) return malformed();
+      made = make_array(head, shape, nullptr, at_, static_cast<std::size_t>(size));
+      at_ += size;
+    }
+    return made != nullptr ? made : malformed();
+  }
   PyObject* malformed() noexcept {
     if (PyErr_Occurred() == nullptr)
       PyErr_SetString(PyExc_ValueError, "a message does not decode: its bytes are damaged");
@@ -243,6 +413,8 @@ class Decoder {
 
   const char* at_;
   const char* end_;
+  PyObject* beside_;
+  Py_ssize_t next_ = 0;
 };
 
 nb::object hook(PyObject* given, const char* fallback) {
@@ -283,7 +455,12 @@ std::uint64_t Blocks::add(Outgoing& message, const void* bytes, std::size_t leng
   const std::uint64_t offset = allocate(s_, length);
   offsets_[count_++] = offset;
   message.blocks[message.block_count++] = {offset, length};
-  copy_bytes(s_.payload(offset), bytes, length);
+  if (length >= kLeastPastCache && ThreadHeap::of(s_).owned() >= kCached) {
+    const WithoutGil released;
+    copy_past_cache(s_.payload(offset), bytes, length);
+  } else {
+    copy_bytes(s_.payload(offset), bytes, length);
+  }
   return offset;
 }
 
@@ -354,18 +531,25 @@ void Blocks::add_buffers(Outgoing& message, const std::vector<Py_buffer>& buffer
   }
 }
 
-Encoded::~Encoded() {
+void Encoded::drop_buffers() noexcept {
   for (Py_buffer& b : buffers) PyBuffer_Release(&b);
+  buffers.clear();
+}
+
+Encoded::~Encoded() {
+  drop_buffers();
   if (view.obj != nullptr) PyBuffer_Release(&view);
 }
 
 void encode(PyObject* object, Encoded& out) {
-  Encoder encoder(out.small);
+  Encoder encoder(out.small, out.buffers);
   if (encoder.put(object)) {
     out.payload = out.small;
     out.size = encoder.size();
     return;
   }
+  out.drop_buffers();
+  learn_arrays();
   if (PyBytes_CheckExact(object)) {
     out.tag = kBytes;
     out.payload = PyBytes_AS_STRING(object);
@@ -453,7 +637,7 @@ struct DropMessage {
 
 nb::object decode_leased(const Lease& lease, const std::byte* block, std::uint64_t length) {
   const auto kind = static_cast<RecordKind>(lease.kind);
-  if (kind == RecordKind::kNative)
+  if (kind == RecordKind::kNative && lease.buffers == 0)
     return decode_payload(kind, lease.tag, nb::handle(), block, length, nb::handle());
   const std::size_t parts = std::size_t{lease.buffers} + 1;
   std::uint64_t at = 0;
@@ -483,7 +667,8 @@ nb::object decode_leased(const Lease& lease, const std::byte* block, std::uint64
       if (at > length) throw nb::value_error("a message does not decode: its bytes are damaged");
     }
   }
-  return decode_payload(RecordKind::kPickle, 0, payload, nullptr, 0, buffers);
+  return decode_payload(kind, lease.tag, payload, PyBytes_AS_STRING(payload.ptr()),
+                        static_cast<std::size_t>(PyBytes_GET_SIZE(payload.ptr())), buffers);
 }
 
 nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload, const void* bytes,
@@ -497,7 +682,7 @@ nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload,
     }
     if (tag == kStr)
       return stolen(PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(size), nullptr));
-    return stolen(Decoder(bytes, size).get());
+    return stolen(Decoder(bytes, size, buffers.ptr()).get());
   }
   nb::object whole = payload.is_valid()
                          ? nb::borrow(payload)
@@ -507,7 +692,7 @@ nb::object decode_payload(RecordKind kind, std::uint8_t tag, nb::handle payload,
   return hook(nullptr, "loads")(whole);
 }
 
-nb::object decode(const nb::object& segment, Segment& core, Incoming& m) {
+nb::object decode(const nb::object& segment, Segment& core, Incoming& m, bool copies) {
   if (m.lease != 0) {
     const DropMessage drop{core, m};  // its lease ends with the copy
     return decode_leased(Lease::unpack(m.lease), core.payload(m.blocks[0].offset),
@@ -537,10 +722,12 @@ nb::object decode(const nb::object& segment, Segment& core, Incoming& m) {
   }
   const std::size_t first = m.payload_in_block ? 1 : 0;
   nb::object buffers = stolen(PyTuple_New(static_cast<Py_ssize_t>(records.size() - first)));
-  for (std::size_t i = first; i < records.size(); ++i)
+  for (std::size_t i = first; i < records.size(); ++i) {
+    if (copies) records[i] = stolen(PyByteArray_FromObject(records[i].ptr()));
     PyTuple_SET_ITEM(buffers.ptr(), static_cast<Py_ssize_t>(i - first), records[i].release().ptr());
-  return decode_payload(RecordKind::kPickle, 0, m.payload_in_block ? records[0] : nb::handle(),
-                        m.payload, m.payload_size, buffers);
+  }
+  return decode_payload(m.kind, 0, m.payload_in_block ? records[0] : nb::handle(), m.payload,
+                        m.payload_size, buffers);
 }
 
 nb::object as_bytes(const nb::object& segment, Segment& core, Incoming& m) {
@@ -567,27 +754,39 @@ nb::object as_bytes(const nb::object& segment, Segment& core, Incoming& m) {
   return whole;
 }
 
-nb::object decode_any(const nb::object& segment, Segment& core, Incoming& m) {
+nb::object decode_any(const nb::object& segment, Segment& core, Incoming& m, bool copies) {
   if (m.kind == RecordKind::kRaw) {
     const nb::object whole = as_bytes(segment, core, m);
     return decode_payload(RecordKind::kPickle, 0, whole, nullptr, 0, nb::make_tuple());
   }
-  return decode(segment, core, m);
+  return decode(segment, core, m, copies);
 }
 
 void bind_codec(nb::module_& m) {
   m.def(
       "set_object_codec",
-      [](nb::object dumps, nb::object loads, nb::object dump_bytes) {
+      [](nb::object dumps, nb::object loads, nb::object dump_bytes, nb::object reducers) {
+        if (!reducers.is_none()) {
+          reducers = nb::tuple(reducers);
+          for (const nb::handle table : reducers)
+            if (!PyDict_Check(table.ptr()))
+              throw nb::type_error("the tables of reducers must be dictionaries");
+        }
         codec_dumps = dumps.release().ptr();
         codec_loads = loads.release().ptr();
         codec_dump_bytes = dump_bytes.release().ptr();
+        codec_reducers = reducers.is_none() ? nullptr : reducers.release().ptr();
       },
-      nb::sig("def set_object_codec(dumps: object, loads: object, dump_bytes: object, /) -> None"),
+      nb::arg(), nb::arg(), nb::arg(), nb::arg() = nb::none(),
+      nb::sig("def set_object_codec(dumps: object, loads: object, dump_bytes: object, reducers: "
+              "Iterable[dict[type, Any]] | None = None, /) -> None"),
       "Say how objects without an encoding of their own become messages, in the whole process.\n\n"
       "`dumps(obj)` returns a bytes-like payload and a list of buffers that go beside it (or None);"
       "\n`loads(payload, buffers)` makes the object again; `dump_bytes(obj)` returns a plain "
-      "pickle.");
+      "pickle.\n`reducers` are the tables of registered reducers, such as "
+      "`copyreg.dispatch_table`, looked at\neach time. With them, numpy arrays of numbers whose "
+      "type "
+      "is in none of them get an encoding\nof their own; without, `dumps` gets all arrays.");
 }
 
 }  // namespace ipcbuf::binding

@@ -82,10 +82,17 @@ std::string remedy(const Failure& why) {
     return "a file of this process may have " + std::to_string(why.system_size) +
            " bytes (RLIMIT_FSIZE); raise that with ulimit -f";
   if (why.sys_errno != 0) return std::string(why.reason) + ": " + std::strerror(why.sys_errno);
+  if (why.reason[0] == 0)
+    return "a table of the segment needs one more page, and there is no memory or no room in its "
+           "file system";
   return why.reason;
 }
 
+PyObject* queue_end = nullptr;  // kept for the life of the process
+
 }  // namespace
+
+void set_queue_end(nb::object type) { queue_end = type.release().ptr(); }
 
 void raise_status(Status status, const Failure& why, Flavour flavour) {
   switch (status) {
@@ -106,9 +113,15 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
     case Status::kClosed:
       raise_text("ClosedError", "this end of the channel was closed here");
     case Status::kEnded:
-      raise_text("EndOfChannel", "every sender is gone and everything was received");
     case Status::kBroken:
-      raise_text("BrokenChannel", "the other end of the channel is gone");
+      // A queue has both ends of its channel, so nobody but `shut_down` can have closed one.
+      if (flavour == Flavour::kQueue && queue_end != nullptr) {
+        const nb::object type = nb::borrow(queue_end);
+        raise(type, type());
+      }
+      if (status == Status::kBroken)
+        raise_text("BrokenChannel", "the other end of the channel is gone");
+      raise_text("EndOfChannel", "every sender is gone and everything was received");
     case Status::kBusyEnd:
       raise_text("BusyError",
                  "this end is exclusive and another thread or process uses it; "

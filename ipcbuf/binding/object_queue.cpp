@@ -3,6 +3,8 @@
 //
 // object_queue.cpp - put and get as multiprocessing.Queue has them, without Python in between.
 #include "binding.hpp"
+#include "ipcbuf/lease.hpp"
+#include "ipcbuf/platform.hpp"
 
 namespace ipcbuf::binding {
 
@@ -47,7 +49,7 @@ nb::object get(nb::handle self, bool block, nb::handle timeout) {
   Incoming m;
   return run_whole(*q.receiver.core, [&] {
     receive(q.receiver, m, until_of(block, timeout), Flavour::kQueue);
-    return decode_any(q.receiver.segment, *q.receiver.core, m);
+    return decode_any(q.receiver.segment, *q.receiver.core, m, q.receiver.copies);
   });
 }
 
@@ -58,6 +60,9 @@ std::uint32_t pending(PyObjectQueue& q) {
 }  // namespace
 
 void bind_object_queue(nb::module_& m) {
+  m.def("set_queue_end", set_queue_end,
+        nb::sig("def set_queue_end(error: type[Exception], /) -> None"),
+        "Say what `ObjectQueue` raises when it was shut down, in the whole process.");
   nb::class_<PyObjectQueue>(m, "ObjectQueue", nb::is_weak_referenceable(),
                             "Both ends of a shared channel of objects, with the methods of "
                             "`multiprocessing.Queue`.")
@@ -98,6 +103,38 @@ void bind_object_queue(nb::module_& m) {
             return run_whole(*q.sender.core, [&] { return q.sender.end.is_full(); });
           },
           "Say whether `maxsize` objects are in the queue.")
+      .def(
+          "counts",
+          [](PyObjectQueue& q) {
+            return run_whole(*q.sender.core, [&] {
+              const std::uint32_t received = q.receiver.end.received();  // first: never ahead
+              return nb::make_tuple(q.sender.end.sent(), received);
+            });
+          },
+          nb::sig("def counts(self) -> tuple[int, int]"),
+          "Return how many objects were ever put and got, modulo 2**32.")
+      .def(
+          "has_leases",
+          [](PyObjectQueue& q) {
+            return run_whole(*q.receiver.core, [&] {
+              const WithoutGil released;
+              return is_leased_elsewhere(*q.receiver.core, q.receiver.end.id());
+            });
+          },
+          "Say whether another living process has an object under a lease.")
+      .def(
+          "shut_down",
+          [](nb::handle self) {
+            auto& q = *nb::inst_ptr<PyObjectQueue>(self);
+            require_open(self, q);
+            require_seat(*q.sender.core);
+            check(run_sliced([&] {
+              const Status status = q.sender.end.shut_down(platform::monotonic_ns() + 20'000'000);
+              return status == Status::kContended ? Status::kSlice : status;
+            }));
+          },
+          nb::sig("def shut_down(self) -> None"),
+          "End the queue for all processes: `put` raises, and `get` once all was got.")
       .def(
           "close_native",
           [](PyObjectQueue& q) {

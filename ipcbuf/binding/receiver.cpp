@@ -22,7 +22,7 @@ nb::object recv_object(PyReceiver& self, nb::handle timeout) {
   require_seat(*self.core);
   Incoming m;
   receive(self, m, until_of(timeout));
-  return decode_any(self.segment, *self.core, m);
+  return decode_any(self.segment, *self.core, m, self.copies);
 }
 
 PyRecord* recv_view(PyReceiver& self, nb::handle timeout) {
@@ -85,7 +85,11 @@ std::uint32_t pending(PyReceiver& self) { return self.end.pending(); }
 int fileno(PyReceiver& self) {
   require_seat(*self.core);
   if (self.end.is_closed()) raise_status(Status::kClosed);
-  return self.end.arm() == Status::kOk ? self.end.bell_fd() : descriptor_of(self.end);
+  const Status status = run_sliced([&] {
+    const Status armed = self.end.arm();
+    return armed == Status::kContended ? Status::kSlice : armed;
+  });
+  return status == Status::kOk ? self.end.bell_fd() : descriptor_of(self.end);
 }
 
 bool has_data(PyReceiver& self) { return self.end.pending() != 0; }
@@ -196,6 +200,9 @@ void bind_receiver(nb::module_& m) {
           "bell_fd", [](const PyReceiver& self) { return self.end.bell_fd(); },
           [](PyReceiver& self, int fd) { self.end.set_bell_fd(fd); },
           "The descriptor that `fileno` returns, borrowed; -1 if there is none.")
+      .def_rw("copies", &PyReceiver::copies,
+              "Whether the large buffers of objects come in private memory, and not as views of "
+              "the segment.")
       .def(
           "__enter__", [](nb::handle self) { return nb::borrow(self); },
           nb::sig("def __enter__(self) -> Receiver"))

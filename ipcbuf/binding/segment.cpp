@@ -151,6 +151,18 @@ bool cancel_task(const PySegment& self, std::uint64_t offset, std::uint64_t task
   });
 }
 
+/// A free block is nobody's task, and one that was allocated anew has another state.
+bool has_task(const PySegment& self, std::uint64_t offset, std::uint64_t task_id) {
+  const auto core = self.core.get();
+  return run_whole(*core, [&] {
+    BlockPlace place{};
+    Holder holder{};
+    return core->place(offset, place) && read_holder(*core, place, holder) &&
+           holder.kind != HolderKind::kFree &&
+           Atomics::load_relaxed(core->block(offset).state) >> 2 == task_id;  // relaxed: ids differ
+  });
+}
+
 nb::list processes(const PySegment& self) {
   std::vector<Seat> seats;
   const auto core = self.core.get();
@@ -257,6 +269,10 @@ void bind_segment(nb::module_& m) {
       .def("cancel_task", cancel_task,
            nb::sig("def cancel_task(self, offset: int, task_id: int, /) -> bool"),
            "Cancel a task that nobody has started. False: it runs, is done, or is gone.")
+      .def("has_task", has_task,
+           nb::sig("def has_task(self, offset: int, task_id: int, /) -> bool"),
+           "Say whether a task still waits or runs. False: its memory was freed, by whoever ran it "
+           "after its result was sent, or because he died and was buried by `reap`.")
       .def(
           "reap",
           [](const PySegment& self) {

@@ -54,10 +54,10 @@ int descriptor_of(Endpoint& end) {
 
 void send(PySender& sender, Outgoing& message, std::int64_t until, Flavour flavour) {
   Failure why;
-  // Once with the GIL held: releasing it costs more than a send.
-  Status status = Status::kFull;
-  if (sender.end.bell_fd() < 0 || !sender.end.rings_socket())
-    status = sender.end.try_send(message, 0, why);
+  // Once with the GIL held: releasing it costs more than a send, and than asking a socket first
+  // whether its other end is gone.
+  sender.end.glance_at_hangup();
+  Status status = sender.end.try_send(message, 0, why);
   if (status == Status::kFull || status == Status::kContended) {
     status = wait_for(sender.end,
                       [&](Wait& wait) { return sender.end.send_slice(message, until, why, wait); });

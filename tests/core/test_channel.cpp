@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 
@@ -167,6 +168,51 @@ TEST(a_second_process_at_an_exclusive_end_is_told_so) {
   CHECK_EQ(0, check::end_of(pid));
   std::uint64_t number = 0;
   CHECK_EQ(Status::kBusyEnd, receive_number(pair.rx, number));
+}
+
+/// A process that stopped inside the lock of an end, until SIGCONT; then it leaves and ends.
+pid_t stopped_inside(Pair& pair, End end) {
+  ChannelRow& row = pair.s.channel(index_of(pair.id));
+  OwnerWord<>& lock = (end == End::kSender ? row.sender : row.receiver).lock;
+  const pid_t pid = check::in_child([&] {
+    CHECK(lock.try_acquire(pair.s.token()));
+    ::raise(SIGSTOP);
+    lock.release();
+  });
+  int status = 0;
+  CHECK_EQ(pid, ::waitpid(pid, &status, WUNTRACED));
+  CHECK(WIFSTOPPED(status));
+  return pid;
+}
+
+TEST(a_time_out_is_kept_while_the_locks_owner_is_stopped) {
+  const auto s = make_segment();
+  ChannelOptions options;
+  options.shared = true;
+  Pair pair(*s, options);
+  CHECK_EQ(Status::kOk, send_number(pair.tx, 1));
+  std::uint64_t number = 0;
+  for (const bool killed : {false, true}) {
+    for (const std::int64_t seconds : {0, 1}) {
+      const pid_t receiver = stopped_inside(pair, End::kReceiver);
+      const pid_t sender = stopped_inside(pair, End::kSender);
+      const std::int64_t began = platform::monotonic_ns();
+      CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, seconds));
+      CHECK_EQ(Status::kFull, send_number(pair.tx, 2, seconds));
+      CHECK(platform::monotonic_ns() - began >= 2 * seconds * kSecond);
+
+      for (const pid_t pid : {receiver, sender}) ::kill(pid, killed ? SIGKILL : SIGCONT);
+      for (const pid_t pid : {receiver, sender})
+        CHECK_EQ(killed ? -SIGKILL : 0, check::end_of(pid));
+      // Free again, or taken over from the dead: nothing was lost, and nothing was sent.
+      CHECK_EQ(Status::kOk, send_number(pair.tx, 3));
+      CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
+      CHECK_EQ(1U, number);
+      CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
+      CHECK_EQ(3U, number);
+      CHECK_EQ(Status::kOk, send_number(pair.tx, 1));
+    }
+  }
 }
 
 TEST(the_receiver_sees_the_end_after_the_last_message) {
@@ -409,52 +455,68 @@ TEST(polling_takes_nothing) {
   CHECK_EQ(Status::kOk, pair.rx.poll_slice(0, wait));  // the end is there to be seen
 }
 
-TEST(an_armed_eventfd_is_readable_exactly_while_messages_are_there) {
-  const auto s = make_segment();
-  ChannelOptions options = shared_ends();
-  options.bell = BellKind::kEventfd;
-  Pair pair(*s, options);
-  const int fd = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  pair.tx.set_bell_fd(fd), pair.rx.set_bell_fd(fd);
-  std::uint64_t number = 0;
-  CHECK_EQ(Status::kOk, send_number(pair.tx, 1));
-  CHECK(!is_readable(fd));  // nobody has asked
+/// A channel whose receiver can be watched by an eventfd.
+struct Watched {
+  Watched() { pair.tx.set_bell_fd(fd), pair.rx.set_bell_fd(fd); }
+  ~Watched() { ::close(fd); }
 
-  CHECK_EQ(Status::kOk, pair.rx.arm());
-  CHECK(is_readable(fd));
-  CHECK_EQ(Status::kOk, send_number(pair.tx, 2));
-  CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
-  CHECK(is_readable(fd));
-  CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
-  CHECK(!is_readable(fd));
-  for (std::uint64_t i = 0; i < 1000; ++i) {
-    CHECK_EQ(Status::kOk, send_number(pair.tx, i));
-    CHECK(is_readable(fd));
-    CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
-    CHECK(!is_readable(fd));
+  static ChannelOptions options() {
+    ChannelOptions made = shared_ends();
+    made.bell = BellKind::kEventfd;
+    return made;
   }
-  ::close(fd);
+  std::shared_ptr<Segment> segment = make_segment();
+  Pair pair{*segment, options()};
+  int fd = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+};
+
+TEST(an_armed_eventfd_is_readable_exactly_while_messages_are_there) {
+  Watched w;
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kOk, send_number(w.pair.tx, 1));
+  CHECK(!is_readable(w.fd));  // nobody has asked
+
+  CHECK_EQ(Status::kOk, w.pair.rx.arm());
+  CHECK(is_readable(w.fd));
+  CHECK_EQ(Status::kOk, send_number(w.pair.tx, 2));
+  CHECK_EQ(Status::kOk, receive_number(w.pair.rx, number));
+  CHECK(is_readable(w.fd));
+  CHECK_EQ(Status::kOk, receive_number(w.pair.rx, number));
+  CHECK(!is_readable(w.fd));
+  for (std::uint64_t i = 0; i < 1000; ++i) {
+    CHECK_EQ(Status::kOk, send_number(w.pair.tx, i));
+    CHECK(is_readable(w.fd));
+    CHECK_EQ(Status::kOk, receive_number(w.pair.rx, number));
+    CHECK(!is_readable(w.fd));
+  }
+}
+
+TEST(arming_gives_up_for_now_while_a_sender_is_stopped_inside) {
+  Watched w;
+  auto& lock = w.segment->channel(index_of(w.pair.id)).sender.lock;
+  CHECK(lock.try_acquire(w.segment->token()));
+
+  CHECK_EQ(Status::kContended, w.pair.rx.arm());
+  lock.release();
+  CHECK_EQ(Status::kOk, w.pair.rx.arm());
+  CHECK_EQ(Status::kOk, send_number(w.pair.tx, 1));
+  CHECK(is_readable(w.fd));
 }
 
 TEST(an_armed_eventfd_never_sleeps_over_a_message) {
-  const auto s = make_segment();
-  ChannelOptions options = shared_ends();
-  options.bell = BellKind::kEventfd;
-  Pair pair(*s, options);
-  const int fd = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  pair.tx.set_bell_fd(fd), pair.rx.set_bell_fd(fd);
-  CHECK_EQ(Status::kOk, pair.rx.arm());
+  Watched w;
+  CHECK_EQ(Status::kOk, w.pair.rx.arm());
   const std::uint64_t n = check::kSanitized ? 2000 : 20'000;
   std::thread sender([&] {
-    for (std::uint64_t i = 0; i < n; ++i) CHECK_EQ(Status::kOk, send_number(pair.tx, i));
+    for (std::uint64_t i = 0; i < n; ++i) CHECK_EQ(Status::kOk, send_number(w.pair.tx, i));
   });
   std::uint64_t got = 0;
   while (got < n) {
-    pollfd p{fd, POLLIN, 0};
+    pollfd p{w.fd, POLLIN, 0};
     if (::poll(&p, 1, 10'000) != 1) break;
     std::uint64_t number = 0;
     Incoming in;
-    while (pair.rx.try_receive(in, platform::kForever) == Status::kOk) {
+    while (w.pair.rx.try_receive(in, platform::kForever) == Status::kOk) {
       std::memcpy(&number, in.payload, sizeof number);
       CHECK_EQ(got, number);
       ++got;
@@ -463,7 +525,6 @@ TEST(an_armed_eventfd_never_sleeps_over_a_message) {
   sender.join();
 
   CHECK_EQ(n, got);
-  ::close(fd);
 }
 
 TEST(a_pipes_reader_learns_from_its_socket_that_the_writer_is_gone) {

@@ -6,6 +6,7 @@
 
 #include "check.hpp"
 #include "ipcbuf/doorbell.hpp"
+#include "ipcbuf/spin_claim.hpp"
 
 namespace {
 
@@ -76,14 +77,14 @@ TEST(a_token_is_set_and_cleared) {
 }
 
 TEST(one_waiter_spins_and_a_dead_one_gives_way) {
-  BellRow row{};
-  Doorbell<> bell(row, false);
+  EndRow row{};
+  SpinClaim claim(row);
 
-  CHECK(bell.claim_spin(1, 100, 200));
-  CHECK(!bell.claim_spin(2, 150, 250));
-  CHECK(bell.claim_spin(2, 201, 300));
-  bell.end_spin();
-  CHECK(bell.claim_spin(3, 202, 300));
+  CHECK(claim.take(1, 100, 200));
+  CHECK(!claim.take(2, 150, 250));
+  CHECK(claim.take(2, 201, 300));
+  claim.end();
+  CHECK(claim.take(3, 202, 300));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "check.hpp"
+#include "ipcbuf/lease.hpp"
 #include "stepper.hpp"
 
 namespace {
@@ -403,6 +404,38 @@ TEST(shares_of_a_block_are_given_and_dropped_in_any_order) {
   shares.second = [](World& w) { (void)reap_all(*w.s); };
   shares.then = [](World& w) { REQUIRE(w, take_census(*w.s, true).entries == 0); };
   fight(shares);
+}
+
+TEST(what_is_handed_back_to_a_channel_that_ends_is_freed) {
+  const auto one_message = [](World& w) {
+    ChannelOptions options;
+    options.lease = true;
+    (void)add_channel(w, options);
+    REQUIRE(w, send(w, 0, 300) == Status::kOk);
+  };
+  const auto take = [](World& w) {
+    static Incoming m;
+    REQUIRE(w, receive(w, 0, m) == Status::kOk);
+    w.page->values[0] = m.blocks[0].offset;
+  };
+  const auto leave = [](World& w) { w.tx[0]->close(), w.rx[0]->close(); };
+  const auto give_back = [](World& w) {
+    REQUIRE(w, hand_back(*w.s, w.page->values[0], by_process(w.s->token())) == Status::kOk);
+  };
+  const auto nothing_left = [](World& w) {
+    const Census census = take_census(*w.s, true);
+    REQUIRE(w, census.channels == 0 && census.returned_blocks == 0 && census.leased_blocks == 0);
+    REQUIRE(w, census.process_blocks == 0 && census.ring_blocks == 0);
+  };
+  Duel gives{.name = "E5: hand back against the end of the channel"};
+  gives.set_up = one_message;
+  gives.first_prepare = [=](World& w) { take(w), leave(w); };
+  gives.first = give_back, gives.second = leave, gives.then = nothing_left;
+  fight(gives);
+  Duel ends{.name = "E5: end of the channel against hand back"};
+  ends.set_up = [=](World& w) { one_message(w), take(w); };
+  ends.first = leave, ends.after_fork = leave, ends.second = give_back, ends.then = nothing_left;
+  fight(ends);
 }
 
 }  // namespace

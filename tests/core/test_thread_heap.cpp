@@ -202,6 +202,25 @@ TEST(large_slabs_that_stood_unused_go_back_when_the_thread_settles) {
   CHECK(census.slabs >= 3 && census.slabs <= 6);  // the one in use, and 16 MiB of others
 }
 
+TEST(small_slabs_that_stood_unused_go_back_too_in_several_turns) {
+  const auto s = make_segment(256U << 20);
+  ThreadHeap& heap = ThreadHeap::of(*s);
+  std::vector<std::uint64_t> blocks(20'000);  // 156 MiB in slabs of 21
+  for (auto& block : blocks) block = allocate(*s, 5000);
+  const std::uint64_t kept = blocks.back();
+  blocks.pop_back();
+  for (const std::uint64_t block : blocks) CHECK_EQ(Status::kOk, free_block(*s, block));
+  CHECK(sound(*s).slabs > 900);
+
+  for (int turn = 0; turn < 6; ++turn) heap.settle();  // twice over all of them, and once more
+
+  CHECK(sound(*s).slabs <= 16 * 8 + 2);  // 16 MiB of 128 KiB, and the one with a block in use
+  CHECK_EQ(Status::kOk, free_block(*s, kept));
+  for (auto& block : blocks) block = allocate(*s, 5000);
+  for (const std::uint64_t block : blocks) CHECK_EQ(Status::kOk, free_block(*s, block));
+  (void)sound(*s);
+}
+
 TEST(a_slab_that_was_taken_and_given_back_is_not_touched_by_its_last_owner) {
   const auto s = make_segment();
   const std::uint64_t block = allocate(*s, 4U << 20);

@@ -3,11 +3,13 @@
 
     python tests/stress/kill_rounds.py --rounds 1000 --seed 1
     python tests/stress/kill_rounds.py --library multiprocessing --rounds 40 --patience 5
+    python tests/stress/kill_rounds.py --kind JoinableQueue
 
 Not a benchmark. All rounds run in one process and one segment, without a restart in between.
 A round: some producers and consumers share a queue. Once the first message was seen, one
 producer and one consumer get SIGKILL, each after a random pause; about half of them while they
-sleep inside `put` or `get`. Every survivor has to go on, then all is drained and the books are
+sleep inside `put` or `get`, about a quarter stopped by SIGSTOP for a while. Some wait with time-outs,
+again and again. Every survivor has to go on, then all is drained and the books are
 compared. Each process keeps its own, in a file mapped by itself, which a kill cannot undo:
 
   producer   the number it is about to put, the number it has put
@@ -18,6 +20,12 @@ compared. Each process keeps its own, in a file mapped by itself, which a kill c
   doubled    in the books twice, or never begun to be put
   reordered  in one consumer's book, of one producer, behind a later number
   torn       other bytes than were put
+
+A JoinableQueue has to say by `join` what the killed consumer had taken, and nothing else. A
+SimpleQueue and the ends of a Pipe are shared by all in the same way. A Pool has two workers killed
+while it works, and others kill themselves in their initializer; each of its tasks gives its result
+or is lost, no more of them than were killed. Some pools are terminated in the middle of their work,
+with a worker killed meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import faulthandler
+import gc
 import importlib
 import mmap
 import os
@@ -33,11 +42,13 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import zlib
 from functools import partial
 from pathlib import Path
+from queue import Empty, Full
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +62,8 @@ PROOF_OF_LIFE = 5  # messages that every survivor has to move after the kills
 LONGEST_PAUSE = 0.06  # seconds before a kill
 BACKLOG = 400  # an unbounded queue is kept at about so many messages
 MOST_MESSAGES = 1 << 20  # that a consumer can write down
+LONGEST_STOP = 0.05  # seconds between SIGSTOP and SIGKILL
+TIME_OUT = 0.002  # seconds of those who wait with time-outs
 THROTTLE = 0.0007  # seconds between two messages of a side that shall keep the other waiting
 
 
@@ -167,10 +180,43 @@ def read_message(message: Any) -> tuple[int, int, bool]:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def produce(queue: Any, book: ProducerBook, control: Control, name: int, seed: int) -> None:
+class Ends:
+    """A pipe or a SimpleQueue that is used like a queue."""
+
+    def __init__(self, reader: Any, writer: Any) -> None:
+        self.get = reader.recv
+        self.put = writer.send
+
+    @staticmethod
+    def qsize() -> int:
+        return 0  # it is bounded, at 64 KiB
+
+
+def make_queue(context: Any, kind: str, maxsize: int) -> Any:
+    if kind == "Pipe":
+        return Ends(*context.Pipe(duplex=False))
+    if kind == "SimpleQueue":
+        queue = context.SimpleQueue()
+        return Ends(queue._reader, queue._writer)
+    return getattr(context, kind)(maxsize)
+
+
+def with_time_outs(call: Callable[..., Any], *arguments: object) -> Any:
+    """Put or get, each attempt with a time-out."""
+    while True:
+        try:
+            return call(*arguments, timeout=TIME_OUT)
+        except (Empty, Full):
+            continue
+
+
+def produce(
+    queue: Any, book: ProducerBook, control: Control, hasty: bool, name: int, seed: int
+) -> None:
     faulthandler.register(signal.SIGUSR1)
     rng = random.Random(seed)
     words, orders = book.words, control.words
+    put = partial(with_time_outs, queue.put) if hasty else queue.put
     number = 0
     while not orders[control.STOP]:
         if queue.qsize() > BACKLOG:
@@ -179,22 +225,27 @@ def produce(queue: Any, book: ProducerBook, control: Control, name: int, seed: i
         number += 1
         message = make_message(name, number, rng)
         words[book.BEGUN] = number
-        queue.put(message)
+        put(message)
         words[book.DONE] = number
         if orders[control.PRODUCER_PAUSE]:
             time.sleep(orders[control.PRODUCER_PAUSE] / 1e6)
 
 
-def consume(queue: Any, book: ConsumerBook, control: Control) -> None:
+def consume(queue: Any, book: ConsumerBook, control: Control, hasty: bool) -> None:
     faulthandler.register(signal.SIGUSR1)
+    get = partial(with_time_outs, queue.get) if hasty else queue.get
     orders = control.words
+    done = getattr(queue, "task_done", None)
     while True:
         book.words[book.INSIDE] = 1
-        message = queue.get()
+        message = get()
         book.words[book.INSIDE] = 0
+        if message is not None:
+            book.write(*read_message(message))
+        if done is not None:
+            done()
         if message is None:
             return
-        book.write(*read_message(message))
         if orders[control.CONSUMER_PAUSE]:
             time.sleep(orders[control.CONSUMER_PAUSE] / 1e6)
 
@@ -212,6 +263,7 @@ class Outcome:
     messages: int = 0
     kills: int = 0
     asleep: int = 0
+    stopped: int = 0  # of the kills: those of stopped processes
     hung: int = 0
     lost: int = 0
     taken_by_the_dead: int = 0  # messages that the killed consumer had not written down
@@ -247,6 +299,7 @@ class Round:
         folder: Path,
         patience: float,
         log: Callable[..., None],
+        kind: str = "Queue",
     ) -> None:
         self.rng = rng = random.Random(seed)
         self.patience = patience
@@ -254,7 +307,10 @@ class Round:
         self.outcome = Outcome()
         self.is_forked = context.get_start_method() == "fork"
         self.maxsize = rng.choice([0, 0, 1, 4, 16, 64])
-        self.queue: Any = context.Queue(self.maxsize)
+        self.kind = kind
+        self.queue: Any = make_queue(context, kind, self.maxsize)
+        if kind in ("Pipe", "SimpleQueue"):
+            self.maxsize = 1  # for what follows: bounded
         self.control = Control(folder / "control")
         counts = rng.randint(2, 4), rng.randint(2, 4)
         self.producer_books = [ProducerBook(folder / f"producer{i}") for i in range(counts[0])]
@@ -265,12 +321,16 @@ class Round:
             made.start()
             return made  # type: ignore[no-any-return]
 
+        def hasty() -> bool:
+            return kind in ("Queue", "JoinableQueue") and rng.random() < 0.3
+
         self.producers = [
-            process(produce, self.queue, book, self.control, i, rng.getrandbits(32))
+            process(produce, self.queue, book, self.control, hasty(), i, rng.getrandbits(32))
             for i, book in enumerate(self.producer_books)
         ]
         self.consumers = [
-            process(consume, self.queue, book, self.control) for book in self.consumer_books
+            process(consume, self.queue, book, self.control, hasty())
+            for book in self.consumer_books
         ]
 
     def run(self) -> Outcome:
@@ -321,6 +381,10 @@ class Round:
             if while_asleep:
                 self._wait(f"process {pid} to sleep", partial(book.sleeps_inside, pid))
             self.outcome.asleep += book.sleeps_inside(pid)
+            if rng.random() < 0.25:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(rng.uniform(0, LONGEST_STOP))
+                self.outcome.stopped += 1
             os.kill(pid, signal.SIGKILL)  # not waited for: a zombie counts as dead, too
             self.outcome.kills += 1
             self.control.words[throttle] = 0
@@ -355,8 +419,30 @@ class Round:
         # The order is total, so these stand behind everything that was put.
         for _ in consumers:
             self.queue.put(None)
+        if self.kind == "JoinableQueue":
+            self._join_queue()
         for name, process in consumers:
             self._join(name, process)
+
+    def _join_queue(self) -> None:
+        open_tasks: list[int] = []
+
+        def join() -> None:
+            try:
+                self.queue.join()
+                open_tasks.append(0)
+            except RuntimeError as error:
+                open_tasks.append(getattr(error, "open_tasks", 99))
+
+        thread = threading.Thread(target=join, daemon=True)
+        thread.start()
+        thread.join(self.patience)
+        if thread.is_alive():
+            raise Hung(f"the queue could not be joined within {self.patience} s")
+        # What the killed consumer had taken, written down or not, and not reported.
+        if not 0 <= open_tasks[0] <= 1:
+            self.outcome.failed += 1
+            self.log(f"join() says {open_tasks[0]} open tasks")
 
     def _compare_books(self) -> None:
         outcome = self.outcome
@@ -411,6 +497,129 @@ class Round:
                 time.sleep(0.05)
 
 
+# --- a round of a pool ----------------------------------------------------------------------------
+
+
+def check(message: Any) -> tuple[int, int, bool, Any]:
+    """Look at a message and send it back; what a worker does."""
+    return (*read_message(message), message)
+
+
+def die_now_and_then(seed: int) -> None:
+    """Initialize a worker, which one in five does not survive."""
+    if random.Random(f"{seed}/{os.getpid()}").random() < 0.2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class PoolRound:
+    """A pool at work, of which two workers are killed."""
+
+    TASKS = 60
+
+    def __init__(
+        self,
+        context: BaseContext,
+        seed: str,
+        folder: Path,
+        patience: float,
+        log: Callable[..., None],
+        kind: str = "Pool",
+    ) -> None:
+        del folder, kind
+        self.rng = rng = random.Random(seed)
+        self.context: Any = context
+        self.patience = patience
+        self.log = log
+        self.outcome = Outcome()
+        self.retries = rng.choice([0, 0, 2])
+        self.lost = 0
+
+    def run(self) -> Outcome:
+        rng, outcome = self.rng, self.outcome
+        options: dict[str, Any] = {"retries": self.retries} if self.retries else {}
+        if rng.random() < 0.3:
+            options |= {"initializer": die_now_and_then, "initargs": (rng.getrandbits(32),)}
+        pool = self.context.Pool(rng.randint(2, 3), **options)
+        try:
+            answers = self._submit(pool)
+            workers = list(pool._pool)
+            self._kill(rng.sample(workers, min(2, len(workers))))
+            if rng.random() < 0.3:
+                self._kill_while_it_ends(pool)
+                return outcome
+            for number, answer in enumerate(answers):
+                self._take(number, answer)
+            outcome.taken_by_the_dead = min(self.lost, outcome.kills)
+            outcome.lost = self.lost - (0 if self.retries else outcome.taken_by_the_dead)
+            again = pool.map_async(abs, range(-50, 0)).get(self.patience)
+            outcome.failed += again != list(range(50, 0, -1))
+            if rng.random() < 0.5:
+                pool.close()
+                self._end(pool.join)
+        except self.context.TimeoutError:
+            outcome.hung = 1
+            self.log(f"hung: no result within {self.patience} s")
+        finally:
+            self._end(pool.terminate)
+            self._end(pool.join)
+        return outcome
+
+    def _submit(self, pool: Any) -> list[Callable[[], Any]]:
+        """Submit the tasks in one of the ways there are; return what gives their results."""
+        rng = self.rng
+        messages = [make_message(0, number, rng) for number in range(self.TASKS)]
+        way = rng.choice(["apply", "map", "imap", "imap_unordered"])
+        if way == "apply":
+            results = [pool.apply_async(check, (message,)) for message in messages]
+            return [partial(result.get, self.patience) for result in results]
+        if way == "map":
+            chunk = rng.choice([1, 1, 4])
+            chunks = [messages[at : at + chunk] for at in range(0, self.TASKS, chunk)]
+            results = [pool.map_async(check, part, chunksize=chunk) for part in chunks]
+            return [partial(result.get, self.patience) for result in results]
+        return [partial(getattr(pool, way)(check, messages).next, self.patience)] * self.TASKS
+
+    def _kill(self, workers: list[BaseProcess]) -> None:
+        for worker in workers:
+            time.sleep(self.rng.uniform(0, LONGEST_PAUSE / 4))
+            if worker.exitcode is None:  # it may have killed itself
+                worker.kill()
+                self.outcome.kills += 1
+
+    def _take(self, number: int, answer: Callable[[], Any]) -> None:
+        try:
+            result = answer()
+        except RuntimeError as error:
+            self.lost += 1
+            if getattr(error, "exitcode", None) != -signal.SIGKILL:
+                self.outcome.failed += 1
+                self.log(f"task {number}: {error!r}")
+            return
+        for producer, got, whole, message in result if isinstance(result, list) else [result]:
+            self.outcome.messages += 1
+            self.outcome.torn += not (whole and producer == 0 and got < self.TASKS)
+            self.outcome.torn += read_message(message) != (producer, got, whole)
+
+    def _kill_while_it_ends(self, pool: Any) -> None:
+        workers = pool._pool[:1]
+        ending = threading.Thread(target=pool.terminate, daemon=True)
+        ending.start()
+        self._kill(workers)
+        self._end(ending.join)
+
+    def _end(self, how: Callable[[], None]) -> None:
+        """Call what may take a while, and no longer than we are patient."""
+        thread = threading.Thread(target=how, daemon=True)
+        thread.start()
+        thread.join(self.patience)
+        if thread.is_alive():
+            self.outcome.hung = 1
+            self.log(f"hung: {how} did not end within {self.patience} s")
+
+
+KINDS = "Queue", "JoinableQueue", "SimpleQueue", "Pipe", "Pool"
+
+
 def leaks(before: dict[str, int]) -> list[str]:
     """What the segment still holds for nobody, after a round."""
     import ipcbuf
@@ -439,9 +648,12 @@ def run(
     method: str = "fork",
     patience: float = 30,
     first: int = 0,
+    kind: str = "Queue",
 ) -> Outcome:
     """Run the rounds and print what came out; stop at the first bad one of ours."""
     context = importlib.import_module(library).get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["numpy", library])
     ours = library == "ipcbuf_mp"
     before: Any = {}
     if ours:
@@ -457,7 +669,9 @@ def run(
     done = 0
     for number in range(first, first + rounds):
         with tempfile.TemporaryDirectory(prefix="kills") as folder:
-            outcome = Round(context, f"{seed}/{number}", Path(folder), patience, log).run()
+            make: Any = PoolRound if kind == "Pool" else Round
+            outcome = make(context, f"{seed}/{number}", Path(folder), patience, log, kind).run()
+            gc.collect()  # the ends of a queue that is in a cycle count as leaked, else
         if ours and (left := leaks(before)):
             outcome.leaked = len(left)
             log(f"left in the segment: {left}")
@@ -473,7 +687,7 @@ def run(
     if ours:
         after = ipcbuf.default_segment().stats()
         log(f"{after['reaps']} processes reaped, {after['takeovers']} locks taken over")
-    print(f"{library}, {method}: {done} rounds, seed {seed}, {seconds:.0f} s\n  {total}")
+    print(f"{library}.{kind}, {method}: {done} rounds, seed {seed}, {seconds:.0f} s\n  {total}")
     return total
 
 
@@ -484,6 +698,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--library", default="ipcbuf_mp", choices=("ipcbuf_mp", "multiprocessing"))
     parser.add_argument("--method", default="fork", choices=("fork", "spawn", "forkserver"))
+    parser.add_argument("--kind", default="Queue", choices=KINDS)
     parser.add_argument(
         "--patience", type=float, default=30, help="seconds until it counts as hung"
     )

@@ -80,7 +80,7 @@ def test_an_error_that_carries_values_survives_pickling_and_copying(
 
 def test_messages_carry_the_numbers() -> None:
     assert [str(error) for error in VALUED] == [
-        "record of 70000 bytes; this channel takes at most 65536",
+        "record of 70000 bytes; this segment takes at most 65536",
         "[Errno 32] the other end of the channel is gone",
         "[Errno 32] the receiver died",
         "3 items were taken by processes that died before task_done()",

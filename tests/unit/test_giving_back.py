@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +50,29 @@ def test_a_burst_that_was_drained_is_given_back() -> None:
         sender.send(message)
         assert receiver.recv(TIMEOUT) == message
     assert in_memory(segment) <= full - given + 3 * len(message)
+    assert segment.fsck() == []
+
+
+def test_a_burst_of_small_messages_is_given_back_while_others_go_on() -> None:
+    segment = ipcbuf.Segment(max_size=1 << 30)
+    sender, receiver = segment.channel()
+    message = bytes(5000)
+    for _ in range(40_000):
+        sender.send(message)
+    full = in_memory(segment)
+    assert full >= 200 * MIB
+    for _ in range(40_000):
+        receiver.recv(TIMEOUT)
+
+    deadline = time.monotonic() + TIMEOUT
+    while in_memory(segment) > full - 100 * MIB:
+        assert time.monotonic() < deadline, f"{in_memory(segment)} of {full} bytes are still there"
+        sender.send(message)
+        assert receiver.recv(TIMEOUT) == message
+        sender.send(bytes(100_000))
+        receiver.recv(TIMEOUT)
+        time.sleep(0.02)  # nothing is given back before it was not needed for a second
+
     assert segment.fsck() == []
 
 
@@ -202,11 +226,13 @@ def test_the_limit_of_a_cgroup_of_version_1(tmp_path: Path) -> None:
     assert f"the memory cgroup has {6 * MIB} bytes left" in text
 
 
-def test_a_real_cgroup_refuses_before_it_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [None, "x"], ids=["anonymous", "named"])
+def test_a_real_cgroup_refuses_before_it_kills(folder: Path, name: str | None) -> None:
     """The kernel's own group: growth ends with an exception, not with a kill."""
     code = """
         import ipcbuf, os, sys
         MIB = 1 << 20
+        name = sys.argv[1] or None
         try:
             os.mkdir(group := f"/sys/fs/cgroup/memory/ipcbuf-test-{os.getpid()}")
         except OSError as error:
@@ -218,16 +244,19 @@ def test_a_real_cgroup_refuses_before_it_kills(tmp_path: Path) -> None:
                 file.write(str(100 * MIB))
             with open(group + "/cgroup.procs", "w") as file:
                 file.write(str(os.getpid()))
-            segment = ipcbuf.Segment()
+            segment = ipcbuf.Segment(name)
             print("max_size", segment.max_size // MIB)
-            segment = ipcbuf.Segment(max_size=1 << 30)
+            segment.close()
+            segment = ipcbuf.Segment(name, max_size=1 << 30)
             held = []
             try:
                 while True:
                     held.append(segment.allocate(8 * MIB))
             except ipcbuf.HeapExhausted as error:
                 print(error)
-            del segment, held
+            assert segment.fsck() == []
+            held.clear()
+            segment.close()
         finally:
             with open("/sys/fs/cgroup/memory" + home + "/cgroup.procs", "w") as file:
                 file.write(str(os.getpid()))
@@ -238,7 +267,7 @@ def test_a_real_cgroup_refuses_before_it_kills(tmp_path: Path) -> None:
     if not os.access("/sys/fs/cgroup/memory/memory.limit_in_bytes", os.R_OK):
         pytest.skip("no memory cgroup of version 1 here")
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, "-c", textwrap.dedent(code), name or ""],
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -249,6 +278,7 @@ def test_a_real_cgroup_refuses_before_it_kills(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "max_size 50" in done.stdout
     assert "the memory cgroup has" in done.stdout
+    assert list(folder.iterdir()) == []
 
 
 def test_a_limit_on_the_size_of_files_is_named() -> None:

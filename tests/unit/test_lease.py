@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import select
 import signal
 import threading
 import time
@@ -255,6 +256,41 @@ def test_a_sleeping_receiver_is_woken(ends: tuple[ipcbuf.Sender, ipcbuf.Receiver
     waiting.join(TIMEOUT)
 
     assert got == [b"x"]
+
+
+def test_a_descriptor_tells_of_what_was_handed_back(segment: ipcbuf.Segment) -> None:
+    """Also of a channel with a bell of its own, which who hands back need not have."""
+    sender, receiver = segment.channel(lease=True, bell="eventfd")
+    own = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    sender.bell_fd = receiver.bell_fd = own
+    try:
+        descriptor = receiver.fileno()
+
+        def is_readable(timeout: float = 0) -> bool:
+            return bool(select.select([descriptor], [], [], timeout)[0])
+
+        assert not is_readable()
+        sender.send(b"x")
+        assert is_readable(TIMEOUT)
+        message = receiver.recv_leased(TIMEOUT)
+        assert not is_readable()
+        message.give_back()
+        assert is_readable(TIMEOUT)
+        receiver.recv_leased(TIMEOUT).done()
+        assert not is_readable()
+
+        sender.send(b"y")
+
+        def take_and_die() -> None:
+            taken = receiver.recv_leased(TIMEOUT)
+            die()
+            taken.done()
+
+        assert in_child(take_and_die) == -signal.SIGKILL
+        assert is_readable(TIMEOUT)  # the death was noticed, and what the dead had is there
+        assert receiver.recv(TIMEOUT) == b"y"
+    finally:
+        os.close(own)
 
 
 # --- several --------------------------------------------------------------------------------------

@@ -588,6 +588,33 @@ print(len(segment.fsck()), flush=True)
 """
 
 
+FILL_TABLES = """
+import os
+import ipcbuf
+segment = ipcbuf.Segment("x", max_size=64 << 20)
+records = [segment.allocate(100_000) for _ in range(20)]
+fd = os.open("{folder}/ballast", os.O_CREAT | os.O_WRONLY)
+try:
+    for page in range(5_000):
+        os.posix_fallocate(fd, page * 4096, 4096)
+except OSError:
+    pass
+kept = []
+def several(make):
+    try:
+        for number in range(5_000):
+            kept.append(make(number))
+    except ipcbuf.HeapExhausted as error:
+        print(type(error).__name__, error.requested, error.committed, error.reason, flush=True)
+several(lambda number: segment.allocate(1_000_000))
+records.clear()  # room in the heap, so that a table is what is short
+several(lambda number: segment.atomic(f"key {{number}}"))
+several(lambda number: segment.channel())
+kept.clear()
+print(len(segment.fsck()), flush=True)
+"""
+
+
 def in_mount_namespace(setup: str, script: str) -> list[str]:
     program = f"import sys; sys.path.append({str(ROOT)!r})\n{script}"
     result = subprocess.run(
@@ -632,6 +659,22 @@ def test_a_file_system_that_fills_up(folder: Path) -> None:
 
     assert exhausted.startswith("HeapExhausted the file system that the segment is in is full")
     assert sound == "0"
+
+
+@needs_mounts
+def test_every_refusal_of_a_full_file_system_has_the_numbers(folder: Path) -> None:
+    """Not only of a record: of the tables of channels, of keys and of shared ends too."""
+    setup = f"mount -t tmpfs -o size=16m,mode=0700 none {folder}"
+    *lines, sound = in_mount_namespace(setup, FILL_TABLES.format(folder=str(folder)))
+
+    assert len(lines) == 3
+    assert sound == "0"
+    for line in lines:
+        kind, requested, committed, reason = line.split(" ", 3)
+        assert kind == "HeapExhausted"
+        assert int(requested) > 0
+        assert int(committed) > 0
+        assert "file system" in reason
 
 
 @needs_mounts

@@ -42,7 +42,8 @@ bool is_empty(Segment& s, std::uint32_t head) noexcept {
   for (std::uint32_t i = 0; i < p.count; ++i) {
     // The whole word: a header that somebody wrote over is not free, whatever its kind says.
     const std::uint64_t at = p.offset + i * p.size();
-    if (A::load_acquire(s.block(at).holder) != s.check_of(at, p.units, salt)) return false;
+    // In one order with the run's word: the last one out and the orphaner look at each other's.
+    if (A::load_seq(s.block(at).holder) != s.check_of(at, p.units, salt)) return false;
   }
   return true;
 }

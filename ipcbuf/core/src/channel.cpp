@@ -11,6 +11,7 @@
 #include "ipcbuf/directory.hpp"
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/platform.hpp"
+#include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/static_area.hpp"
 #include "ipcbuf/thread_heap.hpp"
 
@@ -106,10 +107,8 @@ Status claim_row(Segment& s, std::uint32_t& id, Failure& why) noexcept {
       // The row in front was used, so the chunk it shares with us is reserved.
       if (const int error =
               i == high && at % kChunk != 0 ? 0 : s.reserve(at / kChunk * kChunk, kChunk);
-          error != 0) {
-        why = {s.is_lost() ? Status::kLost : Status::kExhausted, -error, "fallocate"};
-        return why.status;
-      }
+          error != 0)
+        return RunHeap(s).refuse(error, kChunk, why);
       while (high <= i && !A::compare_exchange(h.channels_high, high, i + 1)) {
       }
     }
@@ -142,18 +141,18 @@ Status draft_channel(Segment& s, const ChannelOptions& options, std::uint32_t& i
   for (EndRow* end : {&row.sender, &row.receiver}) {
     end->lock.reset();
     A::store_relaxed(end->owner, 0);
-    A::store_relaxed(end->state, static_cast<std::uint32_t>(EndState::kOpen));
     A::store_relaxed(end->ring, 0);
     A::store_relaxed(end->items, 0);
     A::store_relaxed(end->bytes, 0);
     A::store_relaxed(end->cached, 0);
     A::store_relaxed(end->last_pid, 0);
     A::store_relaxed(end->left_at, 0);
+    A::store_relaxed(end->spinner, 0);
+    A::store_relaxed(end->spin_until, 0);
   }
   for (BellRow* bell : {&row.data, &row.room}) {
     A::store_relaxed(bell->word, 0);
-    A::store_relaxed(bell->spinner, 0);
-    A::store_relaxed(bell->spin_until, 0);
+    A::store_relaxed(bell->end_state, static_cast<std::uint32_t>(EndState::kOpen));
     A::store_relaxed(bell->sleeper, 0);
     A::store_relaxed(bell->sleeps_since, 0);
   }
@@ -244,8 +243,8 @@ void settle_channel(Segment& s, std::uint32_t index) {
   constexpr auto kOpen = static_cast<std::uint32_t>(EndState::kOpen);
   // A look without the lock, so that the reaper may come by every channel.
   const bool looks[2] = {is_unheld(s, row.sender_holds), is_unheld(s, row.receiver_holds)};
-  if (!(looks[0] && looks[1]) && !(looks[0] && A::load_acquire(row.sender.state) == kOpen) &&
-      !(looks[1] && A::load_acquire(row.receiver.state) == kOpen))
+  if (!(looks[0] && looks[1]) && !(looks[0] && A::load_acquire(row.sender_state()) == kOpen) &&
+      !(looks[1] && A::load_acquire(row.receiver_state()) == kOpen))
     return;
   bool is_last = false;
   {
@@ -254,10 +253,10 @@ void settle_channel(Segment& s, std::uint32_t index) {
     bool unheld[2] = {};
     for (const End end : {End::kSender, End::kReceiver}) {
       const auto e = static_cast<std::size_t>(end);
-      EndRow& side = end == End::kSender ? row.sender : row.receiver;
+      auto& end_state = end == End::kSender ? row.sender_state() : row.receiver_state();
       unheld[e] = is_unheld(s, end == End::kSender ? row.sender_holds : row.receiver_holds);
       std::uint32_t open = kOpen;
-      if (unheld[e] && A::compare_exchange(side.state, open,
+      if (unheld[e] && A::compare_exchange(end_state, open,
                                            static_cast<std::uint32_t>(EndState::kClosed)))  // C4
         wake_channel(s, row);
     }

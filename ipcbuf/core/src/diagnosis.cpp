@@ -29,7 +29,7 @@ std::int64_t age(std::uint64_t then, std::int64_t now) noexcept {
 
 EndDiagnosis look_at(Segment& s, EndRow& end, BellRow& bell, HoldList& holds, std::int64_t now) {
   EndDiagnosis out;
-  out.state = checked(A::load_acquire(end.state), EndState::kAwaited);
+  out.state = checked(A::load_acquire(bell.end_state), EndState::kAwaited);
   out.owner_pid = pid_of(s, A::load_acquire(end.owner));
   out.lock_pid = pid_of(s, end.lock.owner());
   std::vector<Hold> cells;

@@ -10,6 +10,7 @@
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
+#include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/static_area.hpp"
 
 namespace ipcbuf {
@@ -135,10 +136,10 @@ void announce_key(Segment& s) noexcept {
 /// Closes both ends of a removed channel. True if one was not closed yet.
 bool close_removed(ChannelRow& row) noexcept {
   bool any = false;
-  for (EndRow* side : {&row.sender, &row.receiver}) {
+  for (auto* end_state : {&row.sender_state(), &row.receiver_state()}) {
     for (const EndState from : {EndState::kOpen, EndState::kAwaited}) {
       auto state = static_cast<std::uint32_t>(from);
-      any = A::compare_exchange(side->state, state,
+      any = A::compare_exchange(*end_state, state,
                                 static_cast<std::uint32_t>(EndState::kClosed)) ||  // C4
             any;
     }
@@ -235,7 +236,7 @@ class Draft {
     row.key = want.key;
     A::store_relaxed(row.marks, kKeyed | (want.max_items ? kItemsGiven : 0) |
                                     (want.max_bytes ? kBytesGiven : 0));
-    A::store_relaxed((want.end == End::kSender ? row.receiver : row.sender).state,
+    A::store_relaxed(want.end == End::kSender ? row.receiver_state() : row.sender_state(),
                      static_cast<std::uint32_t>(EndState::kAwaited));
     A::store_relaxed(row.value, want.value);
     if (want.type != ChannelType::kStatic) return Status::kOk;
@@ -267,20 +268,23 @@ std::uint64_t find_id(Segment& s, const ChannelKey& key) noexcept {
   return index == kNoRow ? kNoId : channel_id(index, s.channel(index));
 }
 
-/// False: everybody who held the channel is dead. They are buried then, and the channel with them.
+/// Buries the dead among who held the channel, and the channel if nobody is left. True: there were
+/// some.
+bool bury_holders(Segment& s, std::uint32_t id) {
+  ChannelRow& row = s.channel(index_of(id));
+  bool any = reap_dead_holders(s, row.sender_holds);
+  any = reap_dead_holders(s, row.receiver_holds) || any;
+  settle_channel(s, index_of(id));  // its last user may have died behind its hold, before settling
+  return any;
+}
+
+/// False: nobody alive holds the channel. The dead are buried then, and the channel with them.
 bool has_users(Segment& s, std::uint32_t id) {
   ChannelRow& row = s.channel(index_of(id));
   if (has_living_holder(s, row.sender_holds) || has_living_holder(s, row.receiver_holds))
     return true;
-  reap_dead_holders(s, row.sender_holds);
-  reap_dead_holders(s, row.receiver_holds);
+  (void)bury_holders(s, id);
   return false;
-}
-
-bool bury_holders(Segment& s, std::uint32_t id) {
-  ChannelRow& row = s.channel(index_of(id));
-  const bool any = reap_dead_holders(s, row.sender_holds);
-  return reap_dead_holders(s, row.receiver_holds) || any;
 }
 
 std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept {
@@ -389,7 +393,7 @@ void forget_key(Segment& s, std::uint32_t index) noexcept {
 
 void reopen_end(Segment&, ChannelRow& row, End end) noexcept {
   if ((A::load_acquire(row.marks) & (kKeyed | kRemoved)) != kKeyed) return;
-  A::store_release((end == End::kSender ? row.sender : row.receiver).state,
+  A::store_release(end == End::kSender ? row.sender_state() : row.receiver_state(),
                    static_cast<std::uint32_t>(EndState::kOpen));
 }
 
@@ -406,10 +410,8 @@ Status join_channel_slice(Segment& s, const JoinRequest& want, std::uint32_t& id
     if (s.is_poisoned()) return why.status = s.fault();
     std::uint32_t bits = 0;
     if (draft.is_made() && !is_roomy(s, bits)) {  // J4
-      if (const int error = s.reserve(s.constants().directory, 4ULL << bits); error != 0) {
-        why = {s.is_lost() ? Status::kLost : Status::kExhausted, -error, "fallocate"};
-        return why.status;
-      }
+      if (const int error = s.reserve(s.constants().directory, 4ULL << bits); error != 0)
+        return RunHeap(s).refuse(error, 4ULL << bits, why);
     }
     Status status = Status::kNotFound;
     std::uint64_t there = kNoId;
@@ -443,11 +445,11 @@ Status join_channel_slice(Segment& s, const JoinRequest& want, std::uint32_t& id
         break;
       case Status::kFull:
         status = spare.make_room(hold_list(s, found, want.end));
-        if (status != Status::kOk) {
+        if (status == Status::kTooMany) {
           why = {status, 0, "shared entries"};
           why.requested = s.constants().max_entries;
-          return status;
         }
+        if (status != Status::kOk) return why.status = status;
         break;
       case Status::kBusyEnd:
       case Status::kMismatch:  // with the dead the channel may go, too

@@ -26,8 +26,42 @@ constexpr std::int64_t kLongSlice = 200'000'000;
 constexpr std::int64_t kFirstSecond = 1'000'000'000;
 constexpr std::int64_t kMaxSpin = 60'000;  // ns: about what waking a sleeper costs
 constexpr std::int64_t kMinSpin = 2'000;
+// ns. Whoever knows of a death has heard of it behind the hang-up, from `wait` or a descriptor, and
+// that takes longer; an end that was closed says so in its row.
+constexpr std::int64_t kGlance = 5'000;
+constexpr std::uint32_t kFew = 16;        // messages found at once, that many times in a row,
+constexpr std::uint32_t kStreak = 4;      // say that it pays to let more of them gather
+constexpr int kGatherLooks = 16;          // at most, and
+constexpr int kGatherPauses = 8;          // of the processor between two: some 0.1 us
 constexpr std::uint32_t kSpinRetry = 32;  // waits without spinning before it is tried again
 constexpr std::uint32_t kLargestRing = (1U << 20) - kRingOverhead;
+constexpr std::uint32_t kShort = 128;  // bytes up to which a call costs more than a copy
+
+/// Of the sender's bytes, which may end anywhere.
+inline void copy_into_record(std::byte* to, const void* bytes, std::uint32_t n) noexcept {
+  const auto* from = static_cast<const std::byte*>(bytes);
+  if (n > kShort) {
+    std::memcpy(to, from, n);
+  } else if (n >= 16) {
+    for (std::uint32_t i = 0; i + 16 < n; i += 16) std::memcpy(to + i, from + i, 16);
+    std::memcpy(to + n - 16, from + n - 16, 16);
+  } else if (n >= 8) {
+    std::memcpy(to, from, 8);
+    std::memcpy(to + n - 8, from + n - 8, 8);
+  } else {
+    for (std::uint32_t i = 0; i < n; ++i) to[i] = from[i];
+  }
+}
+
+/// In steps of 16: a record ends at a multiple of that, and so does the room for its bytes.
+inline void copy_from_record(std::byte* to, const std::byte* from, std::uint32_t n) noexcept {
+  if (n > kShort) {
+    std::memcpy(to, from, n);
+    return;
+  }
+  for (std::uint32_t i = 0; i < n; i += 16) std::memcpy(to + i, from + i, 16);
+}
+static_assert(kMaxInline % 16 == 0);
 
 }  // namespace
 
@@ -60,6 +94,7 @@ Endpoint::Endpoint(Segment& segment, std::uint32_t id, End end) noexcept
       end_(end),
       shared_((row_.flags & kSharedEnds) != 0),
       leased_((row_.flags & kLeased) != 0),
+      plain_(!shared_ && !leased_ && row_.bell_kind == BellKind::kFutex),
       bell_kind_(row_.bell_kind),
       spin_ns_(platform::cpu_count() > 1 ? kMaxSpin : 0) {}
 
@@ -111,61 +146,91 @@ bool Endpoint::is_full() noexcept {
   return max_items != 0 && pending() >= max_items;
 }
 
-bool Endpoint::is_gone(const EndRow& side) noexcept {
-  const auto state = static_cast<EndState>(A::load_acquire(side.state));
+bool Endpoint::is_gone(const Atomic<std::uint32_t>& end_state) noexcept {
+  const auto state = static_cast<EndState>(A::load_acquire(end_state));
   return state == EndState::kClosed || state == EndState::kDead;
-}
-
-Status Endpoint::enter(std::int64_t until_ns) noexcept {
-  const Status status = claim(until_ns);
-  // E1: `close` stores, then looks whether we are inside; we are inside, then look.
-  if (status == Status::kOk && closed_) {
-    leave();
-    return Status::kClosed;
-  }
-  return status;
-}
-
-Status Endpoint::claim(std::int64_t until_ns) noexcept {
-  const Token me = s_.token();
-  if (me == 0) return s_.is_lost() ? Status::kLost : Status::kTooMany;
-  if (shared_) {
-    if (mine().lock.try_acquire(me)) [[likely]]
-      return Status::kOk;
-    const bool held = mine().lock.acquire(
-        me, until_ns, [this](Token t) { return s_.is_dead(t); },
-        [this] {
-          A::fetch_add(s_.header().takeovers, 1);
-          if (end_ == End::kReceiver) {
-            recover_receiver(s_, row_, id_);
-            return;
-          }
-          recover_sender(s_, row_, id_);
-          if (bell_fd_ >= 0) {
-            // The dead may have set the mark and not yet written the byte, or drained half: the
-            // mark and one more byte are right in all cases (D4).
-            Doorbell<>(row_.data, s_.asymmetric()).set_token();
-            (void)platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
-          }
-        });
-    return held ? Status::kOk : Status::kContended;
-  }
-  Token inside = inside_.load(std::memory_order_relaxed);
-  if (inside == me || !inside_.compare_exchange_strong(inside, me)) return Status::kBusyEnd;
-  std::uint32_t owner = 0;
-  if (!A::compare_exchange(mine().owner, owner, me) && owner != me) {
-    inside_.store(0, std::memory_order_release);
-    return Status::kBusyEnd;
-  }
-  return Status::kOk;
 }
 
 void Endpoint::leave() noexcept {
   if (shared_) {
     mine().lock.release();
   } else {
-    inside_.store(0, std::memory_order_release);
+    user_.leave();
   }
+}
+
+Status Endpoint::enter(std::int64_t until_ns) noexcept {
+  const Token me = s_.token();
+  if (shared_) {
+    Status status = Status::kOk;
+    if (me == 0 || !mine().lock.try_acquire(me)) [[unlikely]]
+      status = wait_for_lock(me, until_ns);
+    // E1: `close` stores, then looks whether we are inside; we are inside, then look.
+    if (status == Status::kOk && closed_) [[unlikely]] {
+      leave();
+      return Status::kClosed;
+    }
+    return status;
+  }
+  if (me == 0) [[unlikely]]
+    return s_.is_lost() ? Status::kLost : Status::kTooMany;
+  if (!user_.enter(thread_mark(), me, s_.asymmetric())) [[unlikely]]
+    return Status::kBusyEnd;
+  if (closed_) [[unlikely]] {  // E1
+    user_.leave();
+    return Status::kClosed;
+  }
+  if (owned_ == me) [[likely]]
+    return Status::kOk;
+  // Once it is ours it is so until the end is given up: only who joins a free end resets it.
+  std::uint32_t owner = 0;
+  if (!A::compare_exchange(mine().owner, owner, me) && owner != me) {
+    user_.leave();
+    return Status::kBusyEnd;
+  }
+  owned_ = me;
+  stretch_ = {};
+  return Status::kOk;
+}
+
+Status Endpoint::wait_for_lock(Token me, std::int64_t until_ns) noexcept {
+  if (me == 0) return s_.is_lost() ? Status::kLost : Status::kTooMany;
+  const bool held = mine().lock.acquire(
+      me, until_ns, [this](Token t) { return s_.is_dead(t); },
+      [this] {
+        A::fetch_add(s_.header().takeovers, 1);
+        if (end_ == End::kReceiver) {
+          recover_receiver(s_, row_, id_);
+          return;
+        }
+        recover_sender(s_, row_, id_);
+        if (bell_fd_ >= 0) {
+          // The dead may have set the mark and not yet written the byte, or drained half: the
+          // mark and one more byte are right in all cases (D4).
+          Doorbell<>(row_.data, s_.asymmetric()).set_token();
+          (void)platform::write_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
+        }
+      });
+  return held ? Status::kOk : Status::kContended;
+}
+
+Ring<> Endpoint::no_ring() noexcept {
+  static struct NoRing : RingHeader {
+    NoRing() noexcept : RingHeader{} { capacity = 1; }
+  } none;
+  return {&none, nullptr, 0};
+}
+
+bool Endpoint::open_end(std::uint64_t offset) noexcept {
+  if (offset == ring_offset_ && ring_.header->capacity == ring_.capacity) [[likely]]
+    return true;
+  stretch_ = {};
+  if (!open_ring(s_, offset, id_, ring_)) {
+    ring_ = no_ring();
+    return false;
+  }
+  ring_offset_ = offset;
+  return true;
 }
 
 void Endpoint::close() {
@@ -174,11 +239,12 @@ void Endpoint::close() {
   // E1: another thread of ours may be inside, and without our hold the channel may become
   // another's under it. Nobody waits inside. Who was inside at a fork is not in the child.
   const Token me = s_.token();
-  while (me != 0 && (shared_ ? mine().lock.owner() : inside_.load()) == me) platform::cpu_pause();
+  if (me != 0 && !shared_) user_.wait_until_left(thread_mark(), me);
+  while (me != 0 && shared_ && mine().lock.owner() == me) platform::cpu_pause();
   if (!shared_ && A::load_acquire(mine().owner) == s_.token()) {
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
     // C4 release, to peer_gone: all that was published is older.
-    (void)A::compare_exchange(mine().state, open, static_cast<std::uint32_t>(EndState::kClosed));
+    (void)A::compare_exchange(my_state(), open, static_cast<std::uint32_t>(EndState::kClosed));
     wake_channel(s_, row_);
   }
   if (me != 0) mark_left(mine(), platform::process_id());
@@ -191,9 +257,17 @@ void Endpoint::look_for_hangup() noexcept {
   if (platform::poll_fd(bell_fd_, 0, events) > 0 && events.hangup) hangup_ = true;
 }
 
+void Endpoint::glance_at_hangup() noexcept {
+  if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0 || hangup_) return;
+  const std::int64_t now = platform::monotonic_ns();
+  if (now - looked_at_.load(std::memory_order_relaxed) < kGlance) return;
+  looked_at_.store(now, std::memory_order_relaxed);
+  look_for_hangup();
+}
+
 Status Endpoint::peer_gone(bool prove) noexcept {
   const auto verdict = [this] {
-    switch (static_cast<EndState>(A::load_acquire(other().state))) {  // C4 acquire
+    switch (static_cast<EndState>(A::load_acquire(other_state()))) {  // C4 acquire
       case EndState::kOpen:
       case EndState::kAwaited:
         return hangup_ ? Status::kEnded : Status::kOk;
@@ -223,9 +297,31 @@ std::int64_t Endpoint::slice_end(std::int64_t until_ns, Wait& wait) noexcept {
   return until_ns - now < slice ? until_ns : now + slice;
 }
 
+/// How long an attempt waits for the lock of a shared end: a slice, and not beyond the caller's
+/// time, but long enough for who is inside and runs to leave. A stopped process stays inside.
+std::int64_t Endpoint::lock_end(std::int64_t until_ns, Wait& wait) noexcept {
+  const std::int64_t end = slice_end(platform::kForever, wait);
+  if (until_ns >= end) return end;
+  return std::max(until_ns, platform::monotonic_ns() + kShortSlice);
+}
+
+/// While the other side goes on, lets it get ahead: two who follow each other closely take the same
+/// cache lines from each other for every single message. True: it went on.
+bool Endpoint::let_gather() noexcept {
+  const std::uint32_t first = pending();
+  std::uint32_t seen = first;
+  for (int i = 0; i < kGatherLooks; ++i) {
+    for (int pauses = 0; pauses < kGatherPauses; ++pauses) platform::cpu_pause();
+    const std::uint32_t now = pending();
+    if (now == seen) break;
+    seen = now;
+  }
+  return seen != first;
+}
+
 /// Spins for about as long as a wake would cost; learns from success. True: `ready`.
 template <class Ready>
-bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept {
+bool Endpoint::spin(std::int64_t until_ns, Ready&& ready) noexcept {
   // Two who have both given up spinning would never find out that it pays again: try the whole
   // budget once in a while.
   const bool trial = spin_ns_ < kMinSpin;
@@ -236,7 +332,8 @@ bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noex
   }
   const std::int64_t begin = platform::monotonic_ns();
   const std::int64_t end = std::min(until_ns, begin + spin_ns_);
-  if (!bell.claim_spin(s_.token(), begin, end)) return false;
+  SpinClaim claim(mine());
+  if (!claim.take(s_.token(), begin, end)) return false;
   bool found = false;
   do {
     for (int i = 0; i < 16 && !found; ++i) {
@@ -244,8 +341,9 @@ bool Endpoint::spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noex
       if (!found) platform::cpu_pause();
     }
   } while (!found && platform::monotonic_ns() < end);
-  bell.end_spin();
+  claim.end();
   if (found) {
+    (void)let_gather();
     spin_ns_ = std::min(kMaxSpin, spin_ns_ * 2);
   } else {
     spin_ns_ = trial ? 0 : spin_ns_ / 2;
@@ -290,8 +388,27 @@ bool SenderEnd::has_room(std::uint64_t weight) noexcept {
   return inside == 0 || pending() == 0 || inside + weight <= max_bytes;
 }
 
+[[gnu::noinline]] bool SenderEnd::looks_for_room(std::uint64_t weight) noexcept {
+  received_seen_ = static_cast<std::uint32_t>(A::load_acquire(row_.receiver.items));  // C3
+  return has_room(weight);
+}
+
+/// The same without a look at the receiver's line while what was seen there last is enough.
+bool SenderEnd::has_room_entered(std::uint64_t weight) noexcept {
+  // relaxed: given once
+  if (shared_ || A::load_relaxed(row_.max_bytes) != 0) return has_room(weight);
+  const std::uint64_t max_items = A::load_relaxed(row_.max_items);
+  if (max_items == 0) return true;
+  const auto sent = static_cast<std::uint32_t>(A::load_relaxed(row_.sender.items));  // I2
+  // Another of this process may have sent: then what was seen may be more than a whole turn old.
+  if (stretch_.at != nullptr && limit_ == max_items && sent == stretch_.items &&
+      sent - received_seen_ < max_items)
+    return true;
+  return looks_for_room(weight);
+}
+
 bool SenderEnd::may_send() noexcept {
-  return has_room(wanted_.load(std::memory_order_relaxed)) || is_gone(other());
+  return has_room(wanted_.load(std::memory_order_relaxed)) || is_gone(other_state());
 }
 
 /// D3: writes the byte that a polled descriptor needs.
@@ -310,79 +427,140 @@ void SenderEnd::ring_bell_entered() noexcept {
 
 Status SenderEnd::send_entered(const Outgoing& m, std::uint64_t& spare_ring,
                                std::uint32_t& wanted) noexcept {
-  if (s_.is_poisoned()) return s_.fault();
-  if (const Status gone = peer_gone(false); gone != Status::kOk) return Status::kBroken;
+  if (s_.is_poisoned()) [[unlikely]]
+    return s_.fault();
+  if (hangup_ || is_gone(other_state())) [[unlikely]]
+    return Status::kBroken;
   const std::uint64_t weight = m.weight();
-  if (!has_room(weight)) return Status::kFull;
-  const std::uint64_t tail = A::load_acquire(row_.sender.ring);
-  if (tail != ring_offset_ || ring_offset_ == 0 || ring_.header->capacity != ring_.capacity) {
-    if (!open_ring(s_, tail, id_, ring_)) return s_.poison(__LINE__);
-    ring_offset_ = tail;
-  }
-  if (leased_ && (m.block_count != 1 || m.payload_size != 0)) return Status::kMismatch;
+  if (!has_room_entered(weight)) return Status::kFull;
+  if (!open_end(A::load_acquire(row_.sender.ring))) [[unlikely]]
+    return s_.poison(__LINE__);
+  if (leased_ && (m.block_count != 1 || m.payload_size != 0)) [[unlikely]]
+    return Status::kMismatch;
   const std::uint32_t size = record_size(m.payload_size, m.block_count);
-  RingWriter<> writer(ring_, row_.sender.cached);
+  const Ring<> ring = ring_;  // no store into the ring can be one to this
+  RingWriter<> writer(ring, row_.sender.cached);
   std::byte* at = writer.room(size);
-  if (at == nullptr) {
+  if (at == nullptr) [[unlikely]] {
     if (spare_ring == 0) {
       // Four times larger, headers included, so that each ring fills whole pages.
       constexpr auto kOverhead = static_cast<std::uint32_t>(kRingOverhead);
-      wanted = std::min(kLargestRing, (ring_.capacity + kOverhead) * 4 - kOverhead);
+      wanted = std::min(kLargestRing, (ring.capacity + kOverhead) * 4 - kOverhead);
       return Status::kExhausted;  // the caller makes a ring outside the lock and comes again
     }
-    auto* next = reinterpret_cast<RingHeader*>(s_.payload(spare_ring));
-    next->items_base =
-        static_cast<std::uint32_t>(ring_.header->items_base + writer.position().items);
-    next->bytes_base = A::load_relaxed(row_.sender.bytes);
-    give_ring(s_, spare_ring, id_);
-    A::store_release(ring_.header->next, spare_ring);  // C1, the commit
-    A::store_relaxed(row_.sender.cached, 0);
-    A::store_release(row_.sender.ring, spare_ring);
+    link_ring(spare_ring, writer.position());
     spare_ring = 0;
     return send_entered(m, spare_ring, wanted);
   }
-  if (leased_) {
+  if (leased_) [[unlikely]] {
     BlockHeader& block = s_.block(m.blocks[0].offset);
-    A::store_relaxed(block.order, static_cast<std::uint32_t>(ring_.header->items_base +
-                                                             writer.position().items));
+    A::store_relaxed(block.order,
+                     static_cast<std::uint32_t>(ring.header->items_base + writer.position().items));
     // relaxed: P1 carries both. Not taken yet (E2), so if we die here it is no message.
     A::store_relaxed(block.lease,
                      Lease{id_, static_cast<std::uint8_t>(m.kind), m.tag, m.buffers, false}.pack());
   }
   std::byte* body = at + kRecordHeader;
-  std::memcpy(body, m.blocks, m.block_count * sizeof(BlockRef));
-  if (m.payload_size != 0)
-    std::memcpy(body + m.block_count * sizeof(BlockRef), m.payload, m.payload_size);
+  for (std::uint32_t i = 0; i < m.block_count; ++i, body += sizeof(BlockRef))
+    std::memcpy(body, &m.blocks[i], sizeof(BlockRef));
+  copy_into_record(body, m.payload, m.payload_size);
   const std::uint64_t bytes = A::load_relaxed(row_.sender.bytes) + weight;
   writer.publish(
       {size, m.payload_size, m.kind, m.payload_in_block, static_cast<std::uint8_t>(m.block_count)},
       bytes);
   A::store_relaxed(row_.sender.bytes, bytes);
   A::store_release(row_.sender.items,
-                   static_cast<std::uint32_t>(ring_.header->items_base + writer.position().items));
-  ring_bell_entered();
+                   static_cast<std::uint32_t>(ring.header->items_base + writer.position().items));
+  if (plain_) renew_stretch(ring, writer);
+  if (bell_kind_ != BellKind::kFutex) ring_bell_entered();
   return Status::kOk;
 }
 
-Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& why) {
-  if (closed_) return Status::kClosed;
+/// Behind a message, inside: what of the ring and of the limit is known to be free.
+void SenderEnd::renew_stretch(const Ring<>& ring, const RingWriter<>& writer) noexcept {
+  const RingWord at = writer.position();
+  // relaxed: given once; ours (I2)
+  limit_ = A::load_relaxed(row_.max_items);
+  const auto sent = static_cast<std::uint32_t>(A::load_relaxed(row_.sender.items));
+  const std::uint64_t inside = sent - received_seen_;
+  const std::uint64_t records = limit_ == 0 ? UINT32_MAX : limit_ - std::min(limit_, inside);
+  stretch_ = {ring.data + at.index, writer.ahead(),
+              static_cast<std::uint32_t>(std::min<std::uint64_t>(records, UINT32_MAX)), sent,
+              at.pack()};
+}
+
+void SenderEnd::link_ring(std::uint64_t spare_ring, RingWord position) noexcept {
+  auto* next = reinterpret_cast<RingHeader*>(s_.payload(spare_ring));
+  next->items_base = static_cast<std::uint32_t>(ring_.header->items_base + position.items);
+  next->bytes_base = A::load_relaxed(row_.sender.bytes);
+  give_ring(s_, spare_ring, id_);
+  A::store_release(ring_.header->next, spare_ring);  // C1, the commit
+  A::store_relaxed(row_.sender.cached, 0);
+  A::store_release(row_.sender.ring, spare_ring);
+}
+
+/// After a refusal for want of a ring of `wanted` bytes: makes one outside the lock.
+Status SenderEnd::send_in_new_ring(const Outgoing& m, std::int64_t lock_until, std::uint32_t wanted,
+                                   Failure& why) {
   std::uint64_t spare_ring = 0;
-  std::uint32_t wanted = 0;
-  Status status = Status::kOk;
-  do {
-    if (wanted != 0) {
-      status = make_ring(s_, id_, wanted, spare_ring, why);
-      if (status != Status::kOk && wanted > kMinRing)
-        status = make_ring(s_, id_, wanted = kMinRing, spare_ring, why);
-      if (status != Status::kOk) return status;
-      wanted = 0;
-    }
+  Status status = Status::kExhausted;
+  while (status == Status::kExhausted) {
+    status = make_ring(s_, id_, wanted, spare_ring, why);
+    if (status != Status::kOk && wanted > kMinRing)
+      status = make_ring(s_, id_, wanted = kMinRing, spare_ring, why);
+    if (status != Status::kOk) return status;
     status = enter(lock_until);
     if (status != Status::kOk) break;
     status = send_entered(m, spare_ring, wanted);
     leave();
-  } while (status == Status::kExhausted);
+  }
   if (spare_ring != 0) (void)free_block(s_, spare_ring);
+  return status;
+}
+
+/// What nearly every message of a plain end needs and nothing else, with the same stores in the
+/// same order as `send_entered`. False: nothing was done, and that one says why.
+bool SenderEnd::send_plainly(const Outgoing& m) noexcept {
+  const Token me = s_.token();
+  if (!user_.enter_first(thread_mark(), me)) return false;
+  EndRow& mine = row_.sender;
+  Stretch<>& stretch = stretch_;
+  const std::uint32_t size = record_size(m.payload_size, 0);
+  // relaxed: ours (I4), or given once. E1: inside, then look.
+  const bool may =
+      stretch.records != 0 && size <= stretch.bytes && owned_ == me &&
+      A::load_relaxed(mine.items) == stretch.items && A::load_relaxed(row_.max_items) == limit_ &&
+      A::load_relaxed(row_.max_bytes) == 0 && !closed_ && !hangup_ && !s_.is_poisoned() &&
+      A::load_acquire(row_.receiver_state()) == static_cast<std::uint32_t>(EndState::kOpen);
+  if (may) [[likely]] {
+    copy_into_record(stretch.at + kRecordHeader, m.payload, m.payload_size);
+    const std::uint64_t bytes = A::load_relaxed(mine.bytes) + size;
+    stretch.publish(*ring_.header, m.kind, m.payload_size, bytes);
+    A::store_relaxed(mine.bytes, bytes);
+    A::store_release(mine.items, stretch.items);
+  }
+  user_.leave_first();
+  return may;
+}
+
+Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& why) {
+  if (plain_ && m.block_count == 0 && send_plainly(m)) [[likely]] {
+    if (wanted_.load(std::memory_order_relaxed) != 0) wanted_.store(0, std::memory_order_relaxed);
+    lower_alarm();
+    Doorbell<>(row_.data, s_.asymmetric()).ring_futex();
+    return Status::kOk;
+  }
+  if (closed_) [[unlikely]]
+    return Status::kClosed;
+  Status status = enter(lock_until);
+  if (status == Status::kOk) [[likely]] {
+    std::uint64_t no_ring = 0;
+    std::uint32_t wanted = 0;
+    status = send_entered(m, no_ring, wanted);
+    leave();
+    if (status == Status::kExhausted) [[unlikely]]
+      status = send_in_new_ring(m, lock_until, wanted, why);
+  }
   // relaxed: a hint for who waits for room; the last refusal counts
   if (status == Status::kFull) {
     wanted_.store(m.weight(), std::memory_order_relaxed);
@@ -397,24 +575,38 @@ Status SenderEnd::try_send(const Outgoing& m, std::int64_t lock_until, Failure& 
 
 Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& why, Wait& wait) {
   look_for_hangup();
-  const Status status = try_send(m, slice_end(platform::kForever, wait), why);
-  if (status != Status::kFull) return status == Status::kContended ? Status::kSlice : status;
+  const Status status = try_send(m, lock_end(until_ns, wait), why);
+  if (status != Status::kFull && status != Status::kContended) return status;
   if (platform::monotonic_ns() >= until_ns) return Status::kFull;
+  if (status == Status::kContended) return Status::kSlice;
   const std::uint64_t weight = m.weight();
   Doorbell<> bell(row_.room, s_.asymmetric());
-  const auto ready = [&] { return has_room(weight) || is_gone(other()); };
-  if (!spin(bell, until_ns, ready)) sleep(bell, until_ns, wait, ready);
+  const auto ready = [&] { return has_room(weight) || is_gone(other_state()); };
+  if (!spin(until_ns, ready)) sleep(bell, until_ns, wait, ready);
   if (!s_.is_whole()) return s_.fault();
   if (ready()) return Status::kSlice;
   if (const Status health = s_.health(); health != Status::kOk) return health;
   return peer_gone(true) == Status::kOk ? Status::kSlice : Status::kBroken;
 }
 
+Status SenderEnd::shut_down(std::int64_t lock_until) noexcept {
+  if (const Status status = enter(lock_until); status != Status::kOk) return status;
+  // Nobody is in the middle of a message, and who comes behind us finds the receiver closed.
+  for (auto* state : {&row_.receiver_state(), &row_.sender_state()}) {
+    auto open = static_cast<std::uint32_t>(EndState::kOpen);
+    (void)A::compare_exchange(*state, open, static_cast<std::uint32_t>(EndState::kClosed));  // C4
+  }
+  ring_bell_entered();
+  leave();
+  wake_channel(s_, row_);
+  return Status::kOk;
+}
+
 // ---- receiver ----
 
 bool ReceiverEnd::has_data() noexcept {
   return A::load_acquire(row_.sender.items) != A::load_acquire(row_.receiver.items) ||
-         (leased_ && A::load_acquire(row_.returned) != 0) || is_gone(row_.sender);
+         (leased_ && A::load_acquire(row_.returned) != 0) || is_gone(row_.sender_state());
 }
 
 bool ReceiverEnd::may_receive() noexcept {
@@ -430,16 +622,21 @@ bool ReceiverEnd::is_empty() noexcept {
          (!leased_ || A::load_acquire(row_.returned) == 0);
 }
 
+/// The lock of the sending end, for the descriptor (D3). False: a stopped sender has it.
+bool ReceiverEnd::lock_senders() noexcept {
+  return row_.sender.lock.acquire(
+      s_.token(), platform::monotonic_ns() + kShortSlice, [this](Token t) { return s_.is_dead(t); },
+      [this] { recover_sender(s_, row_, id_); });
+}
+
 /// D3, D4: a byte stands in the descriptor of an empty channel. `flags`: only if one is set.
 void ReceiverEnd::drain_if_empty(std::uint32_t flags) noexcept {
   if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0) return;
   // relaxed: a hint; the lock below carries the truth
   const std::uint32_t word = A::load_relaxed(row_.data.word);
   if ((word & flags) == 0 || (word & kBellToken) == 0 || !is_empty()) return;
-  const bool held = row_.sender.lock.acquire(
-      s_.token(), platform::monotonic_ns() + kShortSlice, [this](Token t) { return s_.is_dead(t); },
-      [this] { recover_sender(s_, row_, id_); });
-  if (!held) return;  // a stopped sender: the byte stays, the descriptor reads ready too long
+  if (is_gone(row_.sender_state())) return;  // the end stays to be seen
+  if (!lock_senders()) return;               // the byte stays, the descriptor reads ready too long
   if (is_empty()) {
     Doorbell<>(row_.data, s_.asymmetric()).clear_token();
     platform::drain_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
@@ -447,76 +644,93 @@ void ReceiverEnd::drain_if_empty(std::uint32_t flags) noexcept {
   row_.sender.lock.release();
 }
 
+/// From an emptied ring, the first of the chain, to the one behind it.
+Status ReceiverEnd::move_on(std::uint64_t head, std::uint64_t next) noexcept {
+  BlockPlace p{};
+  if (!s_.place(head, p)) return s_.poison(__LINE__);
+  note_slot(s_, p);
+  A::store_release(s_.block(head).creator, s_.token());  // C2
+  A::store_relaxed(row_.receiver.cached, 0);
+  A::store_release(row_.receiver.ring, next);  // C2, the commit
+  ring_ = no_ring();
+  stretch_ = {};
+  return free_block(s_, head, by_channel(id_));
+}
+
+/// The blocks of a message become ours (D5: claim, then advance).
+Status ReceiverEnd::take_blocks(Incoming& m) noexcept {
+  for (std::uint32_t i = 0; i < m.block_count; ++i) {
+    BlockPlace p{};
+    Holder holder{};
+    if (!s_.place(m.blocks[i].offset, p) || !read_holder(s_, p, holder) ||
+        holder.kind == HolderKind::kFree ||
+        // Of a ticket the length is the shared block's, which is checked when it is read.
+        (m.blocks[i].length > p.size() - sizeof(BlockHeader) && !is_ticket(s_, p.offset)))
+      return s_.poison(__LINE__);
+    note_slot(s_, p);
+    if (leased_) {
+      auto& word = s_.block(p.offset).lease;
+      Lease lease = Lease::unpack(A::load_relaxed(word));  // relaxed: P1 carried it
+      if (lease.channel != id_ || lease.kind != static_cast<std::uint8_t>(m.kind))
+        return s_.poison(__LINE__);
+      lease.taken = true;
+      m.lease = lease.pack();
+      m.is_redelivered = false;
+      A::store_release(word, m.lease);  // E2: before the holder
+    }
+    store_holder(s_, p, by_process(s_.token()));  // D5
+  }
+  return Status::kOk;
+}
+
 Status ReceiverEnd::receive_entered(Incoming& m) noexcept {
-  if (s_.is_poisoned()) return s_.fault();
+  if (s_.is_poisoned()) [[unlikely]]
+    return s_.fault();
+  std::uint64_t next = 0;
   for (;;) {
     const std::uint64_t head = A::load_acquire(row_.receiver.ring);
-    if (head != ring_offset_ || ring_offset_ == 0 || ring_.header->capacity != ring_.capacity) {
-      if (!open_ring(s_, head, id_, ring_)) return s_.poison(__LINE__);
-      ring_offset_ = head;
-    }
-    RingReader<> reader(ring_, row_.receiver.cached);
+    if (!open_end(head)) [[unlikely]]
+      return s_.poison(__LINE__);
+    const Ring<> ring = ring_;  // no store into the ring can be one to this
+    RingReader<> reader(ring, row_.receiver.cached);
     RecordHeader header{};
     std::uint64_t cumulative = 0;
     const std::byte* body = nullptr;
-    Front front = reader.front(header, cumulative, body);
+    const Front front = reader.front(header, cumulative, body);
     if (front == Front::kEmpty) {
-      const std::uint64_t next = A::load_acquire(ring_.header->next);  // C1 acquire
-      if (next == 0) {
-        drain_if_empty(kBellArmed);
-        return Status::kEmpty;
-      }
-      // Behind `next` nothing is written here any more: look once more, then move on.
-      front = reader.front(header, cumulative, body);
-      if (front == Front::kEmpty) {
-        BlockPlace p{};
-        if (!s_.place(head, p)) return s_.poison(__LINE__);
-        note_slot(s_, p);
-        A::store_release(s_.block(head).creator, s_.token());  // C2
-        A::store_relaxed(row_.receiver.cached, 0);
-        A::store_release(row_.receiver.ring, next);  // C2, the commit
-        ring_offset_ = 0;
-        if (const Status status = free_block(s_, head, by_channel(id_)); status != Status::kOk)
-          return status;
+      if (next != 0) {
+        // Behind `next` nothing is written here any more, and we have looked once more.
+        if (const Status status = move_on(head, next); status != Status::kOk) return status;
+        next = 0;
         continue;
       }
+      next = A::load_acquire(ring.header->next);  // C1 acquire
+      if (next != 0) continue;
+      if (bell_kind_ != BellKind::kFutex) drain_if_empty(kBellArmed);
+      return Status::kEmpty;
     }
-    if (front == Front::kCorrupted) return s_.poison(__LINE__);
+    if (front == Front::kCorrupted) [[unlikely]]
+      return s_.poison(__LINE__);
 
     // From here on only local copies of what the ring says are used.
     m.kind = header.kind;
     m.payload_in_block = header.payload_in_block;
     m.block_count = header.blocks;
     m.payload_size = header.payload;
-    if (header.payload > kMaxInline) return s_.poison(__LINE__);
-    std::memcpy(m.blocks, body, header.blocks * sizeof(BlockRef));
-    std::memcpy(m.payload, body + header.blocks * sizeof(BlockRef), header.payload);
-    for (std::uint32_t i = 0; i < header.blocks; ++i) {
-      BlockPlace p{};
-      Holder holder{};
-      if (!s_.place(m.blocks[i].offset, p) || !read_holder(s_, p, holder) ||
-          holder.kind == HolderKind::kFree ||
-          // Of a ticket the length is the shared block's, which is checked when it is read.
-          (m.blocks[i].length > p.size() - sizeof(BlockHeader) && !is_ticket(s_, p.offset)))
-        return s_.poison(__LINE__);
-      note_slot(s_, p);
-      if (leased_) {
-        auto& word = s_.block(p.offset).lease;
-        Lease lease = Lease::unpack(A::load_relaxed(word));  // relaxed: P1 carried it
-        if (lease.channel != id_ || lease.kind != static_cast<std::uint8_t>(m.kind))
-          return s_.poison(__LINE__);
-        lease.taken = true;
-        m.lease = lease.pack();
-        m.is_redelivered = false;
-        A::store_release(word, m.lease);  // E2: before the holder
-      }
-      store_holder(s_, p, by_process(s_.token()));  // D5: claim, then advance
-    }
+    if (header.payload > kMaxInline) [[unlikely]]
+      return s_.poison(__LINE__);
+    for (std::uint32_t i = 0; i < header.blocks; ++i, body += sizeof(BlockRef))
+      std::memcpy(&m.blocks[i], body, sizeof(BlockRef));
+    copy_from_record(m.payload, body, header.payload);
+    if (header.blocks != 0)
+      if (const Status status = take_blocks(m); status != Status::kOk) return status;
     reader.pop(header);  // D5, the commit
     A::store_relaxed(row_.receiver.bytes, cumulative);
-    A::store_release(row_.receiver.items, static_cast<std::uint32_t>(ring_.header->items_base +
-                                                                     reader.position().items));
-    drain_if_empty(kBellArmed);
+    const RingWord at = reader.position();
+    const auto items = static_cast<std::uint32_t>(ring.header->items_base + at.items);
+    A::store_release(row_.receiver.items, items);
+    if (plain_) stretch_ = {ring.data + at.index, ring.capacity - at.index, 0, items, at.pack()};
+    if (bell_kind_ != BellKind::kFutex) drain_if_empty(kBellArmed);
     return Status::kOk;
   }
 }
@@ -564,12 +778,65 @@ Status ReceiverEnd::take_returned(Incoming& m, std::int64_t lock_until) noexcept
   return status;
 }
 
+/// Inside, when all that was known to be there is taken.
+bool ReceiverEnd::look_for_more() noexcept {
+  Stretch<>& stretch = stretch_;
+  Atomic<std::uint64_t>& cache = row_.receiver.cached;
+  if (!stretch.look(ring_, cache)) {
+    streak_ = 0;
+    return false;
+  }
+  // Several times there was something, and each time little: we are as fast as the sender.
+  if (stretch.records >= kFew) {
+    streak_ = 0;
+  } else if (++streak_ >= kStreak) {
+    if (!let_gather()) streak_ = 0;
+    return stretch.look(ring_, cache);
+  }
+  return true;
+}
+
+/// What nearly every message of a plain end needs and nothing else, with the same stores in the
+/// same order as `receive_entered`. False: nothing was done, and that one says why.
+bool ReceiverEnd::receive_plainly(Incoming& m) noexcept {
+  const Token me = s_.token();
+  if (!user_.enter_first(thread_mark(), me)) return false;
+  EndRow& mine = row_.receiver;
+  Stretch<>& stretch = stretch_;
+  RecordHeader header{};
+  std::uint64_t cumulative = 0;
+  // E1 as in `enter`. relaxed: ours (I4)
+  const bool may = stretch.at != nullptr && owned_ == me &&
+                   A::load_relaxed(mine.items) == stretch.items && !closed_ && !s_.is_poisoned() &&
+                   (stretch.records != 0 || look_for_more()) && stretch.front(header, cumulative);
+  if (may) [[likely]] {
+    m.kind = header.kind;
+    m.payload_in_block = false;
+    m.block_count = 0;
+    m.payload_size = header.payload;
+    copy_from_record(m.payload, stretch.at + kRecordHeader, header.payload);
+    stretch.pop(*ring_.header, header.size);  // D5, the commit
+    A::store_relaxed(mine.bytes, cumulative);
+    A::store_release(mine.items, stretch.items);
+  }
+  user_.leave_first();
+  return may;
+}
+
 Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
+  if (plain_ && receive_plainly(m)) [[likely]] {
+    lower_alarm();
+    // relaxed: a sender can only sleep for room once a limit was given
+    if ((A::load_relaxed(row_.max_items) | A::load_relaxed(row_.max_bytes)) != 0)
+      Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
+    return Status::kOk;
+  }
   if (closed_) return Status::kClosed;
   Status status = Status::kEmpty;
   if (leased_ && A::load_acquire(row_.returned) != 0) [[unlikely]] {
     status = take_returned(m, lock_until);
     if (status != Status::kEmpty) {
+      lower_alarm();
       if (status == Status::kOk && max_items() != 0)
         Doorbell<>(row_.room, s_.asymmetric()).ring_futex();
       return status;
@@ -590,7 +857,7 @@ Status ReceiverEnd::try_receive(Incoming& m, std::int64_t lock_until) noexcept {
 void ReceiverEnd::wait_data(std::int64_t until_ns, Wait& wait) noexcept {
   Doorbell<> bell(row_.data, s_.asymmetric());
   const auto ready = [this] { return has_data(); };
-  if (spin(bell, until_ns, ready)) return;
+  if (spin(until_ns, ready)) return;
   if (bell_kind_ != BellKind::kSocket || bell_fd_ < 0) {
     sleep(bell, until_ns, wait, ready);
     return;
@@ -608,8 +875,9 @@ Status ReceiverEnd::receive_slice(Incoming& m, std::int64_t until_ns, Wait& wait
   look_for_hangup();
   Status gone = peer_gone(false);  // D7: first whether the other side is gone,
   const bool leased_out = leased_ && gone != Status::kOk && is_leased_elsewhere(s_, id_);  // D8
-  Status status = try_receive(m, slice_end(platform::kForever, wait));  // then the ring
-  if (status == Status::kContended) return Status::kSlice;
+  Status status = try_receive(m, lock_end(until_ns, wait));  // then the ring
+  if (status == Status::kContended)
+    return platform::monotonic_ns() >= until_ns ? Status::kEmpty : Status::kSlice;
   if (status != Status::kEmpty) return status;
   if (leased_out) return wait_leases(until_ns, wait);
   if (gone != Status::kOk) return gone;
@@ -648,13 +916,12 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
   if (platform::monotonic_ns() >= until_ns) {
     // A producer killed between its publish and its count left an item that is not counted.
     bool found = false;
-    if (enter(slice_end(platform::kForever, wait)) == Status::kOk) {
+    if (enter(lock_end(until_ns, wait)) == Status::kOk) {
       const std::uint64_t head = A::load_acquire(row_.receiver.ring);
-      ring_offset_ = open_ring(s_, head, id_, ring_) ? head : 0;
-      found = ring_offset_ != 0 &&
-              (A::load_acquire(ring_.header->next) != 0 ||
-               RingWord::unpack(A::load_acquire(ring_.header->write_word)).items !=
-                   RingWord::unpack(A::load_acquire(ring_.header->read_word)).items);
+      found =
+          open_end(head) && (A::load_acquire(ring_.header->next) != 0 ||
+                             RingWord::unpack(A::load_acquire(ring_.header->write_word)).items !=
+                                 RingWord::unpack(A::load_acquire(ring_.header->read_word)).items);
       leave();
     }
     return found ? Status::kOk : Status::kEmpty;
@@ -667,18 +934,17 @@ Status ReceiverEnd::poll_slice(std::int64_t until_ns, Wait& wait) noexcept {
 }
 
 Status ReceiverEnd::arm() noexcept {
-  if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0) return Status::kFull;
-  const bool held = row_.sender.lock.acquire(
-      s_.token(), platform::kForever, [this](Token t) { return s_.is_dead(t); },
-      [this] { recover_sender(s_, row_, id_); });
-  if (!held) return Status::kContended;
+  // Who hands a leased message back, a reaper for one, need not have the descriptor.
+  if (bell_kind_ == BellKind::kFutex || bell_fd_ < 0 || leased_) return Status::kFull;
+  if (!lock_senders()) return Status::kContended;
   Doorbell<> bell(row_.data, s_.asymmetric());
   bell.arm();
   const bool token = (bell.look() & kBellToken) != 0;
-  if (is_empty() && token) {
+  const bool quiet = is_empty() && !is_gone(row_.sender_state());
+  if (quiet && token) {
     bell.clear_token();
     platform::drain_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
-  } else if (!is_empty() && !token && bell_kind_ == BellKind::kEventfd) {
+  } else if (!quiet && !token && bell_kind_ == BellKind::kEventfd) {
     bell.set_token();
     (void)platform::write_token(bell_fd_, true);
   }

@@ -48,7 +48,8 @@ Status claim_entry(Segment& s, std::uint32_t& index) noexcept {
       // A row that was never used: reserve its page of the file before the first store.
       constexpr std::uint64_t kChunk = 4096;
       const std::uint64_t at = s.constants().entries + std::uint64_t{i} * sizeof(SharedEntry);
-      if (s.reserve(at / kChunk * kChunk, kChunk) != 0) return Status::kTooMany;
+      if (s.reserve(at / kChunk * kChunk, kChunk) != 0)
+        return s.is_lost() ? Status::kLost : Status::kExhausted;
       while (high <= i && !A::compare_exchange(s.header().entries_high, high, i + 1)) {
       }
     }

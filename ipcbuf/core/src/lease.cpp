@@ -113,7 +113,7 @@ void end_lease(Segment& s, std::uint64_t offset) noexcept {
   // Who waits for the end of the channel waits for us (D8).
   ChannelRow* row = living(s, id);
   if (row != nullptr &&
-      A::load_acquire(row->sender.state) != static_cast<std::uint32_t>(EndState::kOpen))
+      A::load_acquire(row->sender_state()) != static_cast<std::uint32_t>(EndState::kOpen))
     Doorbell<>(row->data, s.asymmetric()).wake_all();
 }
 

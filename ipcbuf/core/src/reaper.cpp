@@ -51,17 +51,18 @@ void reap_channel(Segment& s, std::uint32_t index, Token dead) {
   }
   for (const End end : {End::kSender, End::kReceiver}) {
     EndRow& side = end == End::kSender ? row.sender : row.receiver;
+    auto& end_state = end == End::kSender ? row.sender_state() : row.receiver_state();
     if (side.lock.owner() == dead) recover_end_lock(s, index, end);
     HoldList& holds = end == End::kSender ? row.sender_holds : row.receiver_holds;
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
     // While the dead has its hold, which nobody but us drops, the channel is not destroyed and
     // nobody else joins an exclusive end, so what is read here belongs together.
     if (has_hold(s, holds, HoldKind::kProcess, dead) && A::load_acquire(side.owner) == dead &&
-        A::load_acquire(side.state) == open) {
+        A::load_acquire(end_state) == open) {
       // No lock tells the next user to recover the mirrors, so we do, before the end is seen dead.
       const std::uint32_t id = channel_id(index, row);
       end == End::kSender ? recover_sender(s, row, id) : recover_receiver(s, row, id);
-      if (A::compare_exchange(side.state, open, static_cast<std::uint32_t>(EndState::kDead)))  // C4
+      if (A::compare_exchange(end_state, open, static_cast<std::uint32_t>(EndState::kDead)))  // C4
         wake_channel(s, row);
     }
     if (has_hold(s, holds, HoldKind::kProcess, dead)) {

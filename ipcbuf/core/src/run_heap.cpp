@@ -430,6 +430,15 @@ Status RunHeap::back(std::uint32_t first, std::uint32_t pages, Failure& why) noe
   return why.status = s_.is_lost() ? Status::kLost : Status::kExhausted;
 }
 
+Status RunHeap::refuse(int error, std::uint64_t requested, Failure& why) noexcept {
+  why = {};
+  why.requested = requested;
+  explain(s_, error, why);
+  const HeapLock lock(s_);
+  count(why);
+  return why.status = s_.is_lost() ? Status::kLost : Status::kExhausted;
+}
+
 Status RunHeap::grow(std::uint32_t pages, Failure& why) noexcept {
   const Constants& c = s_.constants();
   const std::uint32_t old = s_.committed_pages();
@@ -518,20 +527,27 @@ std::uint32_t RunHeap::give_back(std::uint32_t most) noexcept {
 }
 
 void RunHeap::give_back_surplus() noexcept {
-  constexpr std::uint64_t kWhile = 1'000'000'000;
+  constexpr std::uint64_t kWhile = 1'000'000'000;  // ns
+  constexpr std::uint64_t kPause = 100'000'000;
   Header& h = s_.header();
   const auto now = static_cast<std::uint64_t>(platform::monotonic_ns());
   // relaxed: only a hint here, looked at again under the lock
   if (now - A::load_relaxed(h.least_since) < kWhile) return;
-  std::uint32_t least = 0;
+  std::uint32_t surplus = 0;
   {
     const HeapLock lock(s_);
     if (now - A::load_relaxed(h.least_since) < kWhile) return;
-    least = A::load_relaxed(h.least_free);
-    A::store_relaxed(h.least_free, A::load_relaxed(h.free_pages));
-    A::store_relaxed(h.least_since, now);
+    const std::uint32_t least = A::load_relaxed(h.least_free);
+    surplus = least > kWarm ? std::min(least - kWarm, kAtOnce) : 0;
+    if (least > kWarm + kAtOnce) {  // the rest was not needed for as long: soon
+      A::store_relaxed(h.least_free, least - surplus);
+      A::store_relaxed(h.least_since, now - kWhile + kPause);
+    } else {
+      A::store_relaxed(h.least_free, A::load_relaxed(h.free_pages));
+      A::store_relaxed(h.least_since, now);
+    }
   }
-  if (least > kWarm) (void)give_back(std::min(least - kWarm, kAtOnce));
+  if (surplus != 0) (void)give_back(surplus);
 }
 
 bool RunHeap::rebuild() noexcept {

@@ -390,7 +390,9 @@ void Segment::after_raw_fork() noexcept { ForkHandlers::raw_fork(); }
 bool Segment::is_lost() const noexcept {
   platform::FileId id{};
   if (inode_ == 0) return false;  // being made
-  return platform::file_id(fd_, id) != 0 || id.device != device_ || id.inode != inode_;
+  const int error = platform::file_id(fd_, id);
+  if (error != 0) return error == -EBADF || error == -EINVAL;  // closed, or no file; else unknown
+  return id.device != device_ || id.inode != inode_;
 }
 
 bool Segment::is_dead(Token token) noexcept {

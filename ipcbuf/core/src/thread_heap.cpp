@@ -25,8 +25,10 @@ constexpr std::uint32_t kSmallSlab = 128U << 10;  // bytes, for blocks above 1 K
 constexpr std::size_t kLookFirst = 8;             // slabs looked at before a new one is made:
 constexpr std::size_t kLook = 32;                 // these first, then so many of the rest
 constexpr std::uint64_t kKeep = 64ULL << 20;      // bytes of slabs a thread keeps before it trims
-constexpr std::uint64_t kIdle = 16ULL << 20;      // bytes of unused large slabs it keeps anyway
+constexpr std::uint64_t kIdle = 16ULL << 20;      // bytes of unused slabs it keeps anyway
 constexpr std::int64_t kSettle = 1'000'000'000;   // ns
+constexpr std::int64_t kSettleOn = 100'000'000;   // ns, if not everything was looked at
+constexpr std::uint32_t kSettleLook = 1 << 14;    // headers read at once: about a millisecond
 
 constexpr std::size_t small_class(std::uint64_t total) noexcept {
   if (total <= kSmall[0]) return 0;
@@ -220,6 +222,7 @@ Status ThreadHeap::allocate(std::uint64_t length, std::uint64_t& offset, Failure
     if (k.current < k.slabs.size() && is_ours(k.slabs[k.current]) &&
         take(k, k.slabs[k.current], length, offset))
       return Status::kOk;
+    if (k.count != 1 && platform::monotonic_ns() >= settle_at_) settle();
     if (find_returned(k)) continue;
     why = {};
     if (const Status status = new_slab(k, why); status != Status::kOk) {
@@ -254,32 +257,45 @@ void ThreadHeap::trim() {
 }
 
 void ThreadHeap::settle() {
-  settle_at_ = platform::monotonic_ns() + kSettle;
-  std::uint64_t idle = 0;
-  for (SizeClass& c : classes_) {
-    if (c.count != 1) continue;
-    const std::uint64_t bytes = std::uint64_t{c.pages} << kPageShift;
-    for (std::size_t i = c.slabs.size(); i-- > 0;) {
-      Slab& slab = c.slabs[i];
-      if (slab.used) {
-        slab.used = false;
-        continue;
-      }
-      bool gone = !is_ours(slab);
-      if (!gone) {
-        collect(c, slab, true);
-        if (slab.free == 0) continue;  // somebody has it
-        idle += bytes;
-        gone = idle > kIdle && retire_slab(*segment_, slab.head);
-      }
-      if (!gone) continue;
-      owned_ -= bytes;
-      slab = c.slabs.back();
-      c.slabs.pop_back();
-    }
-    c.current = 0;
+  std::uint32_t looked = 0;
+  for (; settling_.at_class < classes_.size(); ++settling_.at_class, settling_.seen = 0) {
+    if (!settle(classes_[settling_.at_class], looked)) break;
   }
+  const bool is_over = settling_.at_class == classes_.size();
+  if (is_over) settling_ = {};
+  settle_at_ = platform::monotonic_ns() + (is_over ? kSettle : kSettleOn);
   RunHeap(*segment_).give_back_surplus();
+}
+
+/// False: there is more to look at in this class. From the last slab to the first, so that what
+/// takes the place of one that goes has been looked at.
+bool ThreadHeap::settle(SizeClass& c, std::uint32_t& looked) {
+  const std::uint64_t bytes = std::uint64_t{c.pages} << kPageShift;
+  const std::uint64_t all = c.count == 64 ? ~0ULL : (1ULL << c.count) - 1;
+  for (; settling_.seen < c.slabs.size(); ++settling_.seen) {
+    if (looked >= kSettleLook) return false;
+    Slab& slab = c.slabs[c.slabs.size() - 1 - settling_.seen];
+    if (slab.used) {
+      slab.used = false;
+      ++looked;
+      continue;
+    }
+    bool gone = !is_ours(slab);
+    if (!gone) {
+      collect(c, slab, true);
+      looked += c.count;
+      if (slab.free != all) continue;  // somebody has some of it
+      settling_.idle += bytes;
+      gone = settling_.idle > kIdle && retire_slab(*segment_, slab.head);
+    }
+    if (!gone) continue;
+    owned_ -= bytes;
+    slab = c.slabs.back();
+    c.slabs.pop_back();
+    c.current = 0;
+    --settling_.seen;  // counted from the end, which has moved
+  }
+  return true;
 }
 
 void ThreadHeap::abandon() {

@@ -109,11 +109,13 @@ void WaitSet::sleep_on_futexes(std::int64_t until_ns) {
 
 /// The descriptors of ends that have one become level-triggered; the bridge rings for the others.
 Status WaitSet::prepare(Failure& why) {
-  if (!std::exchange(prepared_, true)) {
+  if (!prepared_) {
     for (Endpoint* end : rung_by_fd_) {
-      if (const Status status = static_cast<ReceiverEnd*>(end)->arm(); status != Status::kOk)
-        return why.status = status;
+      const Status status = static_cast<ReceiverEnd*>(end)->arm();
+      if (status == Status::kContended) return Status::kSlice;  // that has taken a slice
+      if (status != Status::kOk) return why.status = status;
     }
+    prepared_ = true;
   }
   if (rung_by_futex_.empty() || alarm_.fd >= 0) return Status::kOk;
   // Here for the first time, or a signal handler forked and we are the child.

@@ -18,6 +18,12 @@
 namespace ipcbuf {
 
 struct RelacyAtomics {
+#ifdef IPCBUF_WEAKEN
+  static constexpr rl::memory_order kStrong = rl::mo_relaxed;
+#else
+  static constexpr rl::memory_order kStrong = rl::mo_seq_cst;
+#endif
+
   template <class T>
   using Cell = rl::atomic<T>;
 
@@ -28,6 +34,10 @@ struct RelacyAtomics {
   template <class T>
   static T load_acquire(const Cell<T>& c) {
     return c.load(rl::mo_acquire, $);
+  }
+  template <class T>
+  static T load_seq(const Cell<T>& c) {
+    return c.load(rl::mo_seq_cst, $);
   }
   template <class T>
   static void store_relaxed(Cell<T>& c, std::type_identity_t<T> v) {
@@ -43,11 +53,11 @@ struct RelacyAtomics {
   }
   template <class T>
   static T exchange(Cell<T>& c, std::type_identity_t<T> v) {
-    return c.exchange(v, rl::mo_seq_cst, $);
+    return c.exchange(v, kStrong, $);
   }
   template <class T>
   static bool compare_exchange(Cell<T>& c, T& expected, std::type_identity_t<T> v) {
-    return c.compare_exchange_strong(expected, v, rl::mo_acq_rel, $, rl::mo_acquire, $);
+    return c.compare_exchange_strong(expected, v, kStrong, $);
   }
   template <class T>
   static T fetch_or(Cell<T>& c, std::type_identity_t<T> v) {

@@ -3,32 +3,11 @@
 //
 // ring.cpp - P1 and P2 of core/ring.hpp under Relacy: a small ring that wraps, with records
 // whose bodies are plain variables. A read that no pair orders is reported as a race.
-#include "ipcbuf/ring.hpp"  // before Relacy, which redefines the names of the memory orders
 
 #include <cstdio>
 #include <cstdlib>
 
-#include "atomics.hpp"
-
-namespace ipcbuf {
-
-struct RelacyRingHeader {
-  rl::atomic<std::uint64_t> write_word;
-  rl::atomic<std::uint64_t> read_word;
-};
-
-/// Words of rl::atomic are larger than their values, so they lie in an array of their own.
-template <>
-struct Ring<RelacyAtomics> {
-  using Word = rl::atomic<std::uint64_t>;
-  RelacyRingHeader* header = nullptr;
-  std::byte* data = nullptr;
-  std::uint32_t capacity = 0;
-  Word* words = nullptr;
-  Word& word_at(std::uint32_t index) const { return words[index / 8]; }
-};
-
-}  // namespace ipcbuf
+#include "ring_rows.hpp"
 
 namespace {
 

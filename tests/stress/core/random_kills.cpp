@@ -134,9 +134,10 @@ void dump(Stage& stage) {
     std::fprintf(stderr, "channel %u: state %u, token %x", i, static_cast<unsigned>(word.state),
                  word.token);
     for (EndRow* end : {&row.sender, &row.receiver})
-      std::fprintf(stderr, "; lock %x, owner %x, end %u, items %" PRIu64, end->lock.owner(),
-                   end->owner.load(), end->state.load(), end->items.load());
-    std::fprintf(stderr, "; bells %x %x", row.data.word.load(), row.room.word.load());
+      std::fprintf(stderr, "; lock %x, owner %x, items %" PRIu64, end->lock.owner(),
+                   end->owner.load(), end->items.load());
+    std::fprintf(stderr, "; bells %x %x, ends %u %u", row.data.word.load(), row.room.word.load(),
+                 row.sender_state().load(), row.receiver_state().load());
     for (HoldList* list : {&row.sender_holds, &row.receiver_holds}) {
       std::fprintf(stderr, "; holds");
       for (auto& cell : list->cells)
@@ -375,7 +376,8 @@ class Killer {
     left("blocks of rings", c.ring_blocks);
     left("blocks shared", c.shared_blocks);
     left("slabs", c.slabs);
-    left("bytes of pages", c.committed_bytes - c.free_bytes);
+    // Since a second of rest, some of the free pages may be the system's again.
+    left("bytes of pages", c.committed_bytes - c.free_bytes - c.returned_bytes);
     if (figures_.wrong() != 0) {
       std::fprintf(stderr, "wrong after %" PRIu64 " kills, seed %" PRIu64 "\n", figures_.kills,
                    options_.seed);

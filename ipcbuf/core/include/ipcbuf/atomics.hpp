@@ -57,10 +57,11 @@ struct StdAtomics {
   static T exchange(Cell<T>& c, std::type_identity_t<T> v) noexcept {
     return c.exchange(v, std::memory_order_seq_cst);
   }
-  /// Acquire and release on success, acquire on failure; `expected` gets what was seen.
+  /// Acquire on failure; `expected` gets what was seen. Sequentially consistent on success: where
+  /// two store by it and then look at each other's word, one sees the other (relacy/remote_free).
   template <class T>
   static bool compare_exchange(Cell<T>& c, T& expected, std::type_identity_t<T> v) noexcept {
-    return c.compare_exchange_strong(expected, v, std::memory_order_acq_rel,
+    return c.compare_exchange_strong(expected, v, std::memory_order_seq_cst,
                                      std::memory_order_acquire);
   }
   template <class T>

@@ -25,7 +25,7 @@
 // Pairs
 //   C1  next           link -> move_on          carries the new ring's header
 //   C3  EndRow::items  publish -> wait_data     carries "something is there" (with D1)
-//   C4  EndRow::state  close, reap -> peer_gone carries "nothing more will be published"
+//   C4  end_state      close, reap -> peer_gone carries "nothing more will be published"
 //
 // Locks: directory_lock before receiver.lock before sender.lock before heap_lock. Under a lock no
 // allocation, no copy to or from pages that may be untouched but the ring itself, no Python.
@@ -39,6 +39,9 @@
 #include "ipcbuf/lease.hpp"
 #include "ipcbuf/ring.hpp"
 #include "ipcbuf/segment.hpp"
+#include "ipcbuf/sole_user.hpp"
+#include "ipcbuf/spin_claim.hpp"
+#include "ipcbuf/stretch.hpp"
 
 namespace ipcbuf {
 
@@ -157,6 +160,13 @@ class Endpoint {
     return Atomics::load_relaxed(row_.max_items);  // relaxed: given once
   }
   [[nodiscard]] bool is_full() noexcept;
+  /// How many messages were ever published here, and taken, modulo 2**32.
+  [[nodiscard]] std::uint32_t sent() noexcept {
+    return static_cast<std::uint32_t>(Atomics::load_acquire(row_.sender.items));
+  }
+  [[nodiscard]] std::uint32_t received() noexcept {
+    return static_cast<std::uint32_t>(Atomics::load_acquire(row_.receiver.items));
+  }
   [[nodiscard]] int bell_fd() const noexcept { return bell_fd_; }
   void set_bell_fd(int fd) noexcept { bell_fd_ = fd; }
   /// Gives the end up; the last one closes it for the other side. Once.
@@ -181,6 +191,8 @@ class Endpoint {
   void list_peers(std::vector<Token>& out);
   /// The kernel's word that the last copy of the other side's descriptor is gone.
   void look_for_hangup() noexcept;
+  /// The same, unless it was asked a few microseconds ago: asking costs as much as a send.
+  void glance_at_hangup() noexcept;
 
  protected:
   [[nodiscard]] EndRow& mine() noexcept {
@@ -189,17 +201,27 @@ class Endpoint {
   [[nodiscard]] EndRow& other() noexcept {
     return end_ == End::kSender ? row_.receiver : row_.sender;
   }
+  [[nodiscard]] Atomic<std::uint32_t>& my_state() noexcept { return bell_row().end_state; }
+  [[nodiscard]] Atomic<std::uint32_t>& other_state() noexcept {
+    return end_ == End::kSender ? row_.receiver_state() : row_.sender_state();
+  }
   /// Its users left or died; an end that is still awaited is not gone.
-  [[nodiscard]] static bool is_gone(const EndRow& side) noexcept;
+  [[nodiscard]] static bool is_gone(const Atomic<std::uint32_t>& end_state) noexcept;
   /// The right to use this end now: the lock of a shared one, the claim of an exclusive one.
   [[nodiscard]] Status enter(std::int64_t until_ns) noexcept;
-  [[nodiscard]] Status claim(std::int64_t until_ns) noexcept;
+  [[nodiscard]] Status wait_for_lock(Token me, std::int64_t until_ns) noexcept;
   void leave() noexcept;
+  /// What `ring_` is while it is none: the capacities differ, so whatever the offset, it is opened.
+  [[nodiscard]] static Ring<> no_ring() noexcept;
+  /// Makes `ring_` the ring at `offset`, of this channel and of this end. False: it is none.
+  [[nodiscard]] bool open_end(std::uint64_t offset) noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
   [[nodiscard]] static std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept;
+  [[nodiscard]] static std::int64_t lock_end(std::int64_t until_ns, Wait& wait) noexcept;
+  bool let_gather() noexcept;
   template <class Ready>
-  [[nodiscard]] bool spin(Doorbell<>& bell, std::int64_t until_ns, Ready&& ready) noexcept;
+  [[nodiscard]] bool spin(std::int64_t until_ns, Ready&& ready) noexcept;
   template <class Ready>
   void sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&& ready) noexcept;
   void mark_asleep(Wait& wait) noexcept;
@@ -212,13 +234,17 @@ class Endpoint {
   const End end_;
   const bool shared_;
   const bool leased_;
+  const bool plain_;  // exclusive, and rung by its futex alone
   const BellKind bell_kind_;
   int bell_fd_ = -1;
   std::atomic<bool> closed_ = false;
   std::atomic<bool> hangup_ = false;
-  std::atomic<Token> inside_ = 0;          // an exclusive end: us, if a thread is inside
-  std::atomic<std::uint64_t> wanted_ = 0;  // sender: the weight that last found no room
-  Ring<> ring_;                            // as last opened
+  std::atomic<std::int64_t> looked_at_ = 0;  // at the descriptor, for a hang-up; monotonic ns
+  SoleUser<> user_;                          // of an exclusive end
+  Token owned_ = 0;                          // inside: us, once the end was found to be ours
+  std::atomic<std::uint64_t> wanted_ = 0;    // sender: the weight that last found no room
+  Ring<> ring_ = no_ring();                  // as last opened
+  Stretch<> stretch_;                        // of a plain end, on `ring_`; inside
   std::uint64_t ring_offset_ = 0;
 
  private:
@@ -244,14 +270,29 @@ class SenderEnd : public Endpoint {
                                   Wait& wait);
   /// Room for the message that was refused last, else for any; or nobody is left to receive.
   [[nodiscard]] bool may_send() noexcept;
+  /// Ends the channel for everybody: nothing more is sent, and receivers get what is in it and then
+  /// the end. A kill in between may leave it ended at one side; calling again mends that.
+  [[nodiscard]] Status shut_down(std::int64_t lock_until) noexcept;
   /// True if a small message would not have to wait.
   [[nodiscard]] bool has_room() noexcept { return has_room(kRecordHeader); }
 
  private:
   [[nodiscard]] Status send_entered(const Outgoing& message, std::uint64_t& spare_ring,
                                     std::uint32_t& wanted) noexcept;
+  [[nodiscard]] bool send_plainly(const Outgoing& message) noexcept;
+  [[nodiscard]] Status send_in_new_ring(const Outgoing& message, std::int64_t lock_until,
+                                        std::uint32_t wanted, Failure& why);
+  void link_ring(std::uint64_t spare_ring, RingWord position) noexcept;
   void ring_bell_entered() noexcept;
   [[nodiscard]] bool has_room(std::uint64_t weight) noexcept;
+  [[nodiscard]] bool has_room_entered(std::uint64_t weight) noexcept;
+  [[nodiscard]] bool looks_for_room(std::uint64_t weight) noexcept;
+
+  void renew_stretch(const Ring<>& ring, const RingWriter<>& writer) noexcept;
+
+  // Inside an exclusive end: the limit, and the receiver's count as we saw it last.
+  std::uint64_t limit_ = 0;
+  std::uint32_t received_seen_ = 0;
 };
 
 class ReceiverEnd : public Endpoint {
@@ -264,18 +305,26 @@ class ReceiverEnd : public Endpoint {
   /// Waits a slice for a message without taking it. kOk: one is there, or the end is.
   [[nodiscard]] Status poll_slice(std::int64_t until_ns, Wait& wait) noexcept;
   /// Makes the descriptor level-triggered from now on (D4). kFull: this channel has none.
+  /// kContended: a sender is stopped in the middle of a message; call again.
   [[nodiscard]] Status arm() noexcept;
   /// A message is there, or the end.
   [[nodiscard]] bool may_receive() noexcept;
 
  private:
+  [[nodiscard]] bool receive_plainly(Incoming& message) noexcept;
+  [[nodiscard]] bool look_for_more() noexcept;
   [[nodiscard]] Status receive_entered(Incoming& message) noexcept;
+  [[nodiscard]] Status move_on(std::uint64_t head, std::uint64_t next) noexcept;
+  [[nodiscard]] Status take_blocks(Incoming& message) noexcept;
   [[nodiscard]] Status take_returned(Incoming& message, std::int64_t lock_until) noexcept;
   [[nodiscard]] Status wait_leases(std::int64_t until_ns, Wait& wait) noexcept;
   [[nodiscard]] bool has_data() noexcept;
   [[nodiscard]] bool is_empty() noexcept;
+  [[nodiscard]] bool lock_senders() noexcept;
   void drain_if_empty(std::uint32_t flags) noexcept;
   void wait_data(std::int64_t until_ns, Wait& wait) noexcept;
+
+  std::uint32_t streak_ = 0;  // inside a plain end: looks in a row that found little
 
   // Of a leased channel, under the end's lock: the oldest returned messages as last found.
   static constexpr std::uint32_t kKnown = 32;

@@ -100,17 +100,6 @@ class Doorbell {
   void clear_token() noexcept { A::fetch_and(row_.word, ~kBellToken); }
   void arm() noexcept { A::fetch_or(row_.word, kBellArmed); }
 
-  // ---- the spinner's claim: at most one waiter per channel burns a core ----
-  [[nodiscard]] bool claim_spin(std::uint32_t me, std::int64_t now, std::int64_t until) noexcept {
-    std::uint32_t owner = A::load_relaxed(row_.spinner);
-    if (owner != 0 && static_cast<std::int64_t>(A::load_relaxed(row_.spin_until)) > now)
-      return false;  // somebody spins; an expired claim is ignored, its owner may be dead
-    if (!A::compare_exchange(row_.spinner, owner, me)) return false;
-    A::store_relaxed(row_.spin_until, static_cast<std::uint64_t>(until));
-    return true;
-  }
-  void end_spin() noexcept { A::store_relaxed(row_.spinner, 0); }
-
  private:
   BellRow& row_;
   bool asymmetric_;

@@ -75,7 +75,8 @@ void release_chain(Segment& segment, std::uint64_t next) noexcept;
 /// Marks the entries reachable from `list` in a bitmap with one bit per entry.
 void mark_chain(Segment& segment, HoldList& list, std::uint64_t* bitmap) noexcept;
 
-/// A free entry in state kClaimed, ours; kTooMany if there is none.
+/// A free entry in state kClaimed, ours; kTooMany if there is none, kExhausted if the
+/// table could not grow.
 [[nodiscard]] Status claim_entry(Segment& segment, std::uint32_t& index) noexcept;
 
 }  // namespace ipcbuf

@@ -28,7 +28,7 @@
 namespace ipcbuf {
 
 inline constexpr std::uint64_t kMagic = 0x0031467542637049;  // "IpcBuF1\0"
-inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::uint32_t kLayoutVersion = 2;
 inline constexpr std::uint32_t kCacheLine = 64;
 inline constexpr std::uint32_t kPageShift = 14;  // a heap page, not the system's
 inline constexpr std::uint32_t kPageSize = 1U << kPageShift;
@@ -297,30 +297,30 @@ enum class InitState : std::uint32_t {
   kBegun = 2,  // one runs, raised, or died: to be zeroed before the next
 };
 
-/// What one side sleeps on and the other rings. See doorbell.hpp.
+/// What one side sleeps on and the other rings. See doorbell.hpp. While nobody sleeps or leaves
+/// nothing here changes, so that each side can look at the other's after every message.
 struct BellRow {
-  Atomic<std::uint32_t> word;     // kBellWaiting | kBellArmed | kBellToken | sequence << 3
-  Atomic<std::uint32_t> spinner;  // token of the waiter that spins; expires
-  Atomic<std::uint64_t> spin_until;
-  Atomic<std::uint32_t> sleeper;  // a hint for people: token of who went to sleep last, 0 = awake
+  Atomic<std::uint32_t> word;       // kBellWaiting | kBellArmed | kBellToken | sequence << 3
+  Atomic<std::uint32_t> end_state;  // EndState of the end whose users sleep here
+  Atomic<std::uint32_t> sleeper;    // a hint for people: token of who went to sleep last, 0 = awake
   std::uint32_t spare0;
   Atomic<std::uint64_t> sleeps_since;  // monotonic ns at which that wait began
-  std::uint64_t spare[4];
+  std::uint64_t spare[5];
 };
 static_assert(sizeof(BellRow) == kCacheLine);
 
 /// The words of one end; each side writes its own line.
 struct EndRow {
-  OwnerWord<> lock;             // of a shared end
-  Atomic<std::uint32_t> owner;  // token of the only user of an exclusive end, 0 = not yet claimed
-  Atomic<std::uint32_t> state;  // EndState
+  OwnerWord<> lock;               // of a shared end
+  Atomic<std::uint32_t> owner;    // token of the only user of an exclusive end, 0 = not yet claimed
+  Atomic<std::uint32_t> spinner;  // token of the waiter that spins; expires
   Atomic<std::uint32_t> last_pid;  // a hint for people: who died or left here last
   Atomic<std::uint64_t> ring;      // sender: last ring of the chain; receiver: first (the truth)
   Atomic<std::uint64_t> items;     // mirror: items ever sent / received, modulo 2^32
   Atomic<std::uint64_t> bytes;     // mirror: bytes ever sent / received
   Atomic<std::uint64_t> cached;    // the other side's word of our ring, as last seen
   Atomic<std::uint64_t> left_at;   // a hint for people: monotonic ns at which `last_pid` was missed
-  std::uint64_t spare;
+  Atomic<std::uint64_t> spin_until;
 };
 static_assert(sizeof(EndRow) == kCacheLine);
 
@@ -344,6 +344,9 @@ struct ChannelRow {
   HoldList sender_holds;
   HoldList receiver_holds;
   ChannelKey key;  // immutable while active
+
+  [[nodiscard]] Atomic<std::uint32_t>& sender_state() noexcept { return room.end_state; }
+  [[nodiscard]] Atomic<std::uint32_t>& receiver_state() noexcept { return data.end_state; }
 };
 static_assert(sizeof(ChannelRow) == 512);
 static_assert(offsetof(ChannelRow, sender) == 64 && offsetof(ChannelRow, receiver) == 128);

@@ -108,8 +108,9 @@ template <class A>
 
 /// The record at `index`, skip marks resolved; false: impossible (or overwritten meanwhile).
 template <class A>
-[[nodiscard]] bool parse_record(const Ring<A>& ring, std::uint32_t index, RecordHeader& header,
-                                std::uint32_t& start) noexcept {
+[[nodiscard, gnu::always_inline]] inline bool parse_record(const Ring<A>& ring, std::uint32_t index,
+                                                           RecordHeader& header,
+                                                           std::uint32_t& start) noexcept {
   for (int hops = 0; hops < 2; ++hops) {
     if (index == ring.capacity) index = 0;
     if (index > ring.capacity - kRecordHeader || index % 16 != 0) return false;
@@ -144,6 +145,14 @@ class RingWriter {
     const std::uint64_t read = A::load_acquire(ring_.header->read_word);
     A::store_relaxed(cache_, read);
     return fit(size, RingWord::unpack(read));
+  }
+
+  /// How many bytes are free from the position on, up to the end, by what is known here already.
+  [[nodiscard]] std::uint32_t ahead() const noexcept {
+    const RingWord read = RingWord::unpack(A::load_relaxed(cache_));  // relaxed: as in `room`
+    const bool before = write_.items != read.items && write_.index <= read.index;
+    const std::uint32_t end = before ? read.index : ring_.capacity;
+    return end <= ring_.capacity && write_.index <= end ? end - write_.index : 0;
   }
 
   /// Makes the record written at `room` visible. `header` goes last but for the word itself.

@@ -27,9 +27,9 @@
 //
 // Giving back: a page touched for the first time costs many times the copy into it, so what was
 // needed a moment ago is kept. The least that was free during at least a second was not needed
-// in it; of that, what goes beyond `kWarm` is given back, at most `kAtOnce` in one call. The
-// longest run gives its tail, because allocation takes from the front. It happens where no lock is
-// held: when a thread takes a run, and when its heap settles.
+// in it; of that, what goes beyond `kWarm` is given back, at most `kAtOnce` in one call and in a
+// tenth of a second. The longest run gives its tail, because allocation takes from the front. It
+// happens where no lock is held: when a thread takes a run, and when its heap settles.
 #pragma once
 
 #include <cstdint>
@@ -66,6 +66,9 @@ class RunHeap {
                                    std::uint32_t capacity) noexcept;
   /// Bytes free, and bytes of the longest free run.
   void measure(std::uint64_t& free_bytes, std::uint64_t& largest) noexcept;
+  /// What to say of `requested` bytes of a table that `Segment::reserve` refused with `error`:
+  /// kExhausted with the numbers, or kLost.
+  [[nodiscard]] Status refuse(int error, std::uint64_t requested, Failure& why) noexcept;
 
  private:
   friend struct HeapLock;

@@ -12,9 +12,10 @@
 // Why warm: the slab used last is used first, and empty slabs are kept up to a limit. The
 // first touch of a shared page costs many times the copy into it.
 //
-// Settling: a burst leaves many large slabs that nobody needs again. At most once a second, on
-// the way to a large block, those that stood empty and unused since the last time go back to
-// the central heap, but for the first `kIdle` bytes of them.
+// Settling: a burst leaves many slabs that nobody needs again. At most once a second, on the way
+// to a large block or to another slab, those that stood empty and unused since the last time go
+// back to the central heap, but for the first `kIdle` bytes of them. Where there are many, it takes
+// several turns, each short.
 //
 // A slab may be taken from us while it is empty, and its memory given back. So each use looks
 // first whether it is still ours.
@@ -42,6 +43,8 @@ class ThreadHeap {
   /// The thread ends: every slab is given back or left to whoever frees its last block.
   void abandon();
 
+  /// Bytes of all our slabs.
+  [[nodiscard]] std::uint64_t owned() const noexcept { return owned_; }
   [[nodiscard]] Token token() const noexcept { return token_; }
   [[nodiscard]] std::uint64_t serial() const noexcept { return serial_; }
 
@@ -69,6 +72,7 @@ class ThreadHeap {
   [[nodiscard]] bool take(SizeClass& c, Slab& slab, std::uint64_t length, std::uint64_t& offset);
   [[nodiscard]] bool is_ours(const Slab& slab);
   void collect(const SizeClass& c, Slab& slab, bool every_header);
+  [[nodiscard]] bool settle(SizeClass& c, std::uint32_t& looked);
   [[nodiscard]] bool find_returned(SizeClass& c);
   [[nodiscard]] bool find_free(SizeClass& c);
   [[nodiscard]] Status new_slab(SizeClass& c, Failure& why);
@@ -77,9 +81,14 @@ class ThreadHeap {
   Segment* segment_;
   std::uint64_t serial_;
   Token token_;
-  std::uint64_t owned_ = 0;         // bytes of all our slabs
-  std::uint64_t trim_at_ = 0;       // bytes
-  std::int64_t settle_at_ = 0;      // monotonic ns
+  std::uint64_t owned_ = 0;     // bytes of all our slabs
+  std::uint64_t trim_at_ = 0;   // bytes
+  std::int64_t settle_at_ = 0;  // monotonic ns
+  struct {
+    std::size_t at_class = 0;
+    std::size_t seen = 0;           // slabs of that class, from the last one
+    std::uint64_t idle = 0;         // bytes found unused
+  } settling_;                      // how far the last turn came
   std::vector<SizeClass> classes_;  // the small ones by position, then large ones as they come
 };
 

@@ -15,8 +15,6 @@ using Atomics = RelacyAtomics;
 
 struct BellRow {
   rl::atomic<std::uint32_t> word;
-  rl::atomic<std::uint32_t> spinner;
-  rl::atomic<std::uint64_t> spin_until;
   rl::atomic<std::uint32_t> sleeper;
   rl::atomic<std::uint64_t> sleeps_since;
 };

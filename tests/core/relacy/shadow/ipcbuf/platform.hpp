@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: The ipcbuf authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// platform.hpp - in place of the core's: a kernel with one futex, whose sleepers no slice wakes.
+// platform.hpp - in place of the core's: a kernel with one futex, whose sleepers no slice wakes,
+// unless a test says so.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,9 @@ inline constexpr std::int64_t kForever = INT64_MAX;
 /// As the kernel does it: compares and goes to sleep under the lock of the word's bucket.
 struct Futex {
   rl::mutex bucket;
-  rl::var<int> asleep;  // threads
-  rl::var<int> woken;   // of those
+  rl::var<int> asleep;      // threads
+  rl::var<int> woken;       // of those
+  bool has_slices = false;  // a sleeper may wake by itself
   void reset() { asleep($) = 0, woken($) = 0; }
   void wait(rl::atomic<std::uint32_t>& word, std::uint32_t expected) {
     bucket.lock($);
@@ -27,6 +29,11 @@ struct Futex {
     asleep($) = asleep($) + 1;
     for (;;) {
       if (woken($) > 0) break;
+      if (has_slices && rl::rand(4) == 0) {
+        asleep($) = asleep($) - 1;
+        bucket.unlock($);
+        return;
+      }
       bucket.unlock($);
       rl::yield(1, $);
       bucket.lock($);
@@ -50,10 +57,12 @@ inline void futex_wait(void* word, std::uint32_t expected, std::int64_t) {
   the_futex->wait(*static_cast<rl::atomic<std::uint32_t>*>(word), expected);
 }
 inline void futex_wake(void*, int n) { the_futex->wake(n); }
-inline void barrier_all() {
+inline void pause_ms(int) {}
+inline bool barrier_all() {
 #ifndef IPCBUF_WEAKEN
   rl::atomic_thread_fence(rl::mo_seq_cst, $);
 #endif
+  return true;
 }
 
 }  // namespace ipcbuf::platform
