@@ -4,7 +4,7 @@
     import ipcbuf_mp as multiprocessing
 
 Everything that `multiprocessing` exports is here. `Queue`, `JoinableQueue`, `SimpleQueue`,
-`Pipe` and `get_context` are ours; the rest is the standard library's own. On top there are
+`Pipe`, `Pool`, `Process` and `get_context` are ours; the rest is the standard library's own. On top there are
 
 - `ProcessPoolExecutor`, also called `Executor`, as in `concurrent.futures`;
 - `install()`, which gives a program that says `import multiprocessing` our classes, and
@@ -16,6 +16,7 @@ What is deliberately different from the standard library is listed in docs/diffe
 from __future__ import annotations
 
 import multiprocessing as _multiprocessing
+import sys as _sys
 
 from .context import default_context as _default_context
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from multiprocessing import Condition as Condition
     from multiprocessing import Event as Event
     from multiprocessing import Lock as Lock
-    from multiprocessing import Process as Process
     from multiprocessing import ProcessError as ProcessError
     from multiprocessing import RawArray as RawArray
     from multiprocessing import RawValue as RawValue
@@ -50,26 +50,38 @@ if TYPE_CHECKING:
     from multiprocessing import set_forkserver_preload as set_forkserver_preload
 
     from . import connection as connection
-    from . import executor as executor
+    from . import pool as pool
     from . import queues as queues
     from ._install import install as install
     from ._install import uninstall as uninstall
+    from ._process import Process as Process
     from .executor import Executor as Executor
+    from .executor import executor as executor  # the module, which can be called
     from .queues import JoinableQueue as JoinableQueue
     from .queues import Queue as Queue
+    from .queues import ShutDown as ShutDown
     from .queues import SimpleQueue as SimpleQueue
 
     ProcessPoolExecutor = Executor
+    __version__: str
 else:
     # All that multiprocessing exports in the running Python, as far as it is not ours.
     globals().update({name: getattr(_multiprocessing, name) for name in _multiprocessing.__all__})
 
     JoinableQueue = _default_context.JoinableQueue
+    Process = _default_context.Process
     Queue = _default_context.Queue
     SimpleQueue = _default_context.SimpleQueue
 
 __all__ = sorted(
-    {*_multiprocessing.__all__, "Executor", "ProcessPoolExecutor", "install", "uninstall"}
+    {
+        *_multiprocessing.__all__,
+        "Executor",
+        "ProcessPoolExecutor",
+        "ShutDown",
+        "install",
+        "uninstall",
+    }
 )
 
 Manager = _default_context.Manager
@@ -85,10 +97,11 @@ set_start_method = _default_context.set_start_method
 _LATE = {
     "Executor": ".executor",
     "ProcessPoolExecutor": ".executor",
+    "ShutDown": ".queues",
     "install": "._install",
     "uninstall": "._install",
 }
-_LATE_MODULES = {"connection", "executor", "queues"}
+_LATE_MODULES = {"connection", "executor", "pool", "queues"}
 
 
 def __getattr__(name: str) -> object:
@@ -101,13 +114,48 @@ def __getattr__(name: str) -> object:
         value = getattr(module, "Executor" if name == "ProcessPoolExecutor" else name)
     elif name in _LATE_MODULES:
         value = import_module(f".{name}", __name__)
+    elif name == "__version__":
+        value = import_module("ipcbuf").__version__
     elif hasattr(_multiprocessing, name):
         return getattr(_multiprocessing, name)  # not kept: it may be replaced there
     else:
         try:
-            value = import_module(f"multiprocessing.{name}")
+            value = import_module(f".{name}", __name__)
         except ModuleNotFoundError:
             message = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(message, name=name) from None
     globals()[name] = value
     return value
+
+
+class _StdlibModules:
+    """Finds `ipcbuf_mp.managers` and its like, which are the standard library's modules."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> object:
+        package, _, rest = name.partition(".")
+        if package != __name__ or not rest:
+            return None
+        from importlib.util import find_spec, spec_from_loader
+
+        theirs = f"multiprocessing.{rest}"
+        return find_spec(theirs) and spec_from_loader(name, _StdlibModule(theirs))  # type: ignore[arg-type]
+
+
+class _StdlibModule:
+    """Gives a module of the standard library another name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @staticmethod
+    def create_module(spec: object) -> None:
+        """Leave it to the import system: what it makes is thrown away."""
+
+    def exec_module(self, module: object) -> None:
+        from importlib import import_module
+
+        _sys.modules[module.__name__] = import_module(self.name)  # type: ignore[attr-defined]
+
+
+_sys.meta_path.append(_StdlibModules)  # type: ignore[arg-type] # behind those that find ours

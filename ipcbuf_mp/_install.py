@@ -3,8 +3,9 @@
 
 Replaced are, in modules of the standard library, and put back by `uninstall()`:
 
-- the methods of every context that make queues and pipes, whoever made the context, and so
+- the methods of every context that make queues, pipes and pools, whoever made the context, and so
   `multiprocessing.Queue` and its like;
+- how processes start (`_process.py`);
 - `multiprocessing.connection.Pipe`;
 - `ProcessPoolExecutor` in `concurrent.futures` and `concurrent.futures.process`.
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.process
 import multiprocessing.spawn
 import os.path
 import sys
@@ -62,6 +64,7 @@ def install_in_child() -> None:
     global _installed
     if _installed is not None:
         return
+    from . import _process
     from .context import ContextMethods
 
     with ExitStack() as undo:
@@ -70,6 +73,14 @@ def install_in_child() -> None:
                 _replace(undo, multiprocessing.context.BaseContext, name, method)
                 default = multiprocessing.context._default_context
                 _replace(undo, multiprocessing, name, getattr(default, name))
+
+        _replace(undo, multiprocessing.process.BaseProcess, "start", _process.start)
+        spawn, server = (
+            multiprocessing.context.SpawnProcess,
+            multiprocessing.context.ForkServerProcess,
+        )
+        _replace(undo, spawn, "_Popen", staticmethod(_process.popen_spawn))
+        _replace(undo, server, "_Popen", staticmethod(_process.popen_forkserver))
 
         prepare = _with_install(multiprocessing.spawn.get_preparation_data)
         _replace(undo, multiprocessing.spawn, "get_preparation_data", prepare)

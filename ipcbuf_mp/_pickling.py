@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How objects become messages: pickle 5, large buffers beside it, cloudpickle second.
 
-`ipcbuf` encodes None, numbers, strings, bytes and small containers of these by itself.
+`ipcbuf` encodes None, numbers, strings, bytes, arrays and small containers of these by itself.
 Everything else comes here, through `ipcbuf.set_object_codec`, which importing this module calls.
 
 Which reducers apply
   Those of `multiprocessing.reduction.ForkingPickler`, whenever they were registered, then
   those of `copyreg`, so locks, connections, sockets and tensors travel as they always did.
   A plain numpy array has a reducer here, unless somebody registered another one: numpy's
-  own takes twice as long, and gives the receiver of a read-only array a read-only one.
+  own takes twice as long, and gives the receiver of a read-only array a read-only one. Where
+  nobody did, contiguous arrays of numbers do not come here at all, unless they lie within
+  something that does.
 
 What goes beside the pickle
   A contiguous buffer of at least `LARGE` bytes goes into a heap block of its own, at most
@@ -19,6 +21,10 @@ What pickle refuses
   Goes to cloudpickle, imported at that moment. If that refuses too, the caller sees the
   error of pickle: it is the one that is documented.
 
+What is unpickled later
+  The payload of a `Late` object begins with a zero byte, as no pickle does. It arrives as a
+  `Late` object again, whose head can be read whatever its pickle holds.
+
 Why the picklers are kept
   Making a `ForkingPickler` costs several times what pickling a small object costs. An idle
   pickler waits in a list; one that is at work is in no list, so neither another thread nor
@@ -27,9 +33,12 @@ Why the picklers are kept
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
+import os
 import pickle
 import sys
+import threading
 from collections import ChainMap
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
@@ -44,7 +53,7 @@ if TYPE_CHECKING:
     Reducer = Callable[[Any], Any]
     Buffer = bytes | bytearray | memoryview
 
-__all__ = ["dump_bytes", "dumps", "loads"]
+__all__ = ["Late", "dump_bytes", "dumps", "loads"]
 
 LARGE = 4096
 MOST_BUFFERS = 60
@@ -110,9 +119,10 @@ class _Sink:
 class _Encoder:
     """A pickler that is used again and again, for one message at a time."""
 
-    __slots__ = ("_buffers", "_pickler", "_pieces", "_table")
+    __slots__ = ("_buffers", "_pickler", "_pieces", "_table", "_tickets_beside")
 
     def __init__(self) -> None:
+        self._tickets_beside = True
         self._pieces: list[bytes] = []
         self._buffers: list[memoryview] = []
         self._table: dict[type, Reducer] | None = None
@@ -120,8 +130,11 @@ class _Encoder:
             _Sink(self._pieces.append), _PROTOCOL, buffer_callback=self._goes_in_band
         )
 
-    def encode(self, obj: object) -> tuple[bytes, list[memoryview] | None]:
+    def encode(
+        self, obj: object, tickets_beside: bool = True
+    ) -> tuple[bytes, list[memoryview] | None]:
         """Return the pickle of *obj* and the buffers that belong beside it."""
+        self._tickets_beside = tickets_beside
         table = _reducers.current()
         if table is not self._table:
             self._pickler.dispatch_table = self._table = table
@@ -136,21 +149,33 @@ class _Encoder:
         return payload, buffers
 
     def _goes_in_band(self, buffer: pickle.PickleBuffer) -> bool:
-        return _goes_in_band(buffer, self._buffers)
+        return _goes_in_band(buffer, self._buffers, self._tickets_beside)
 
 
-def _goes_in_band(buffer: pickle.PickleBuffer, beside: list[memoryview]) -> bool:
+def _goes_in_band(
+    buffer: pickle.PickleBuffer, beside: list[memoryview], tickets_beside: bool = True
+) -> bool:
     """Say whether *buffer* goes into the pickle; if not, append it to *beside*."""
     view = buffer.raw()
     if view.nbytes < LARGE or len(beside) >= MOST_BUFFERS:
-        if not isinstance(view.obj, ipcbuf.Ticket) or len(beside) >= MOST_BUFFERS:
+        ticket = view.obj if tickets_beside and isinstance(view.obj, ipcbuf.Ticket) else None
+        if ticket is None or len(beside) >= MOST_BUFFERS:
             return True
-        view.obj.beside = True
+        ticket.beside = True
     beside.append(view)
     return False
 
 
 _idle: list[_Encoder] = []
+
+# Python resets the locks of modules that are being imported in no child: one that is forked while
+# another thread imports cloudpickle could never import it. So no fork happens meanwhile.
+_importing = threading.RLock()
+os.register_at_fork(
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
+)
 
 
 def dumps(obj: object) -> tuple[bytes, list[memoryview] | None]:
@@ -159,42 +184,139 @@ def dumps(obj: object) -> tuple[bytes, list[memoryview] | None]:
     Raises:
         Exception: What pickle, or a reducer of *obj*, raised. Nothing was sent.
     """
+    if type(obj) is Late:
+        return obj.payload, obj.buffers
     try:
-        encoder = _idle.pop()
-    except IndexError:
-        encoder = _Encoder()
-    try:
-        message = encoder.encode(obj)
+        return _dumps_by_pickle(obj)
     except _REFUSALS:
         try:
             return _dumps_by_cloudpickle(obj)
         except Exception:  # the refusal of pickle is what the caller is to see
             pass
         raise
+
+
+def _dumps_by_pickle(
+    obj: object, tickets_beside: bool = True
+) -> tuple[bytes, list[memoryview] | None]:
+    try:
+        encoder = _idle.pop()
+    except IndexError:
+        encoder = _Encoder()
+    message = encoder.encode(obj, tickets_beside)
     # An encoder that raised is dropped: its memo holds half of an object.
     if len(message[0]) <= _LARGEST_KEPT:
         _idle.append(encoder)
     return message
 
 
-def _dumps_by_cloudpickle(obj: object) -> tuple[bytes, list[memoryview] | None]:
-    import cloudpickle  # slow to import, and few programs need it
+def _dumps_by_cloudpickle(
+    obj: object, tickets_beside: bool = True
+) -> tuple[bytes, list[memoryview] | None]:
+    with _importing:
+        import cloudpickle  # slow to import, and few programs need it
 
     pieces: list[bytes] = []
     buffers: list[memoryview] = []
     pickler = cloudpickle.CloudPickler(
-        _Sink(pieces.append), _PROTOCOL, lambda buffer: _goes_in_band(buffer, buffers)
+        _Sink(pieces.append),
+        _PROTOCOL,
+        lambda buffer: _goes_in_band(buffer, buffers, tickets_beside),
     )
     pickler.dispatch_table = ChainMap(_reducers.current(), pickler.dispatch_table)
     pickler.dump(obj)
     return b"".join(pieces), buffers or None
 
 
+def dumps_by_value(obj: object) -> bytes:
+    """Return the pickle of *obj* by cloudpickle, with nothing beside it."""
+    with _importing:
+        import cloudpickle
+
+    pieces: list[bytes] = []
+    pickler = cloudpickle.CloudPickler(_Sink(pieces.append), _PROTOCOL)
+    pickler.dispatch_table = ChainMap(dict(_forking_reducers()), pickler.dispatch_table)
+    pickler.dump(obj)
+    return b"".join(pieces)
+
+
 def loads(payload: Buffer, buffers: Sequence[Any]) -> Any:
     """Return the object of a message. Its large buffers are the memory of *buffers*."""
-    if buffers:
-        return pickle.loads(payload, buffers=buffers)
-    return pickle.loads(payload)
+    if not (payload[0] if type(payload) is bytes else memoryview(payload)[0]):
+        return Late(payload, buffers)
+    try:
+        if buffers:
+            return pickle.loads(payload, buffers=buffers)
+        return pickle.loads(payload)
+    except BaseException as error:
+        _unread.of = id(error), bytes(memoryview(payload)[:_BEGINNING])
+        raise
+
+
+_unread = threading.local()
+_BEGINNING = 64  # bytes
+
+
+def first_numbers_of_unread(error: BaseException) -> tuple[int, ...]:
+    """Return the integers with which a tuple began that this thread could not unpickle.
+
+    Empty if *error* was not raised by the last unpickling that failed here. The pickle of a
+    tuple begins with its items, one after the other.
+    """
+    with _importing:
+        import pickletools  # slow to import
+
+    of, beginning = _unread.__dict__.pop("of", (0, b""))
+    numbers: list[int] = []
+    if of == id(error):
+        with contextlib.suppress(ValueError):  # where the beginning ends
+            for opcode, number, _ in pickletools.genops(beginning):
+                if type(number) is int and opcode.name not in ("PROTO", "FRAME"):
+                    numbers.append(number)
+                elif opcode.name not in ("PROTO", "FRAME", "MARK"):
+                    break
+    return tuple(numbers)
+
+
+class Late:
+    """A message with a head, whose object is unpickled when its receiver says so."""
+
+    __slots__ = ("buffers", "payload")
+
+    def __init__(self, payload: Buffer, buffers: Any) -> None:
+        self.payload: Any = payload
+        self.buffers = buffers
+
+    @staticmethod
+    def of_task(head: bytes, obj: object) -> Late:
+        """Pickle *obj* for a channel with leases, by cloudpickle if need be.
+
+        Shared memory in it goes as the bytes of its ticket: a lease carries copies.
+        """
+        try:
+            payload, buffers = _dumps_by_pickle(obj, tickets_beside=False)
+        except _REFUSALS:
+            try:
+                payload, buffers = _dumps_by_cloudpickle(obj, tickets_beside=False)
+            except Exception:  # as in `dumps`
+                payload = b""
+            if not payload:
+                raise
+        return Late(b"\0" + head + payload, buffers)
+
+    @staticmethod
+    def of_result(head: bytes, obj: object) -> Late:
+        """Pickle *obj* by pickle alone."""
+        payload, buffers = _dumps_by_pickle(obj)
+        return Late(b"\0" + head + payload, buffers)
+
+    def head(self, size: int) -> bytes:
+        """Return the first *size* bytes of what the sender put before the pickle."""
+        return bytes(memoryview(self.payload)[1 : 1 + size])
+
+    def load(self, size: int) -> Any:
+        """Return the object behind a head of *size* bytes. What unpickling raises is raised."""
+        return pickle.loads(memoryview(self.payload)[1 + size :], buffers=self.buffers or ())
 
 
 def dump_bytes(obj: object) -> bytes:
@@ -231,7 +353,8 @@ def _rebuild_array(
     shape: tuple[int, ...], dtype: Any, buffer: Any, order: Any
 ) -> numpy.ndarray[Any, Any]:
     """Make the array again, writable as unpickled arrays always are."""
-    import numpy
+    with _importing:
+        import numpy
 
     if isinstance(buffer, bytes):  # a small read-only array
         buffer = bytearray(buffer)
@@ -253,4 +376,4 @@ def _dtype_codes() -> dict[int, str]:
     return _codes
 
 
-ipcbuf.set_object_codec(dumps, loads, dump_bytes)
+ipcbuf.set_object_codec(dumps, loads, dump_bytes, (copyreg.dispatch_table, _forking_reducers()))

@@ -2,7 +2,8 @@
 """`multiprocessing.connection`, with pipes whose messages go through shared memory.
 
 A pipe is a socket pair that carries no data, with a channel of ipcbuf for each direction
-beside it. Its ends are `multiprocessing.connection.Connection` objects to anybody who asks.
+beside it. Its ends are `multiprocessing.connection.Connection` objects to anybody who asks. That
+class, and everything else that is not redefined here, is the standard library's.
 
 Why there is a socket pair at all
   It is what `select`, asyncio and `connection.wait` look at, and it tells the end: the
@@ -23,7 +24,14 @@ import os
 import socket
 from multiprocessing import BufferTooShort, reduction
 from multiprocessing import connection as _stdlib
-from multiprocessing.connection import Client, Listener, answer_challenge, deliver_challenge, wait
+from multiprocessing.connection import (
+    Client,
+    Connection,
+    Listener,
+    answer_challenge,
+    deliver_challenge,
+    wait,
+)
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import ipcbuf
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "ChannelConnection",
     "Client",
     "Connection",
     "Listener",
@@ -43,7 +52,7 @@ __all__ = [
     "wait",
 ]
 
-C = TypeVar("C", bound="Connection")
+C = TypeVar("C", bound="ChannelConnection")
 
 CAPACITY = 64 * 1024  # bytes of messages; a larger message is let in alone
 
@@ -71,7 +80,7 @@ class End(NamedTuple):
         return receiver
 
 
-class Connection(_stdlib.Connection):
+class ChannelConnection(Connection):
     """One end of a pipe, as `multiprocessing.connection.Connection`.
 
     `Pipe` makes it. Any number of threads and processes may use one end; each message goes
@@ -220,7 +229,7 @@ class Connection(_stdlib.Connection):
         if handle is not None:  # last: the ends above may still ring it
             _close(handle)
 
-    def __reduce__(self) -> tuple[Callable[..., Connection], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., ChannelConnection], tuple[Any, ...]]:
         handle = super().fileno()
         sender = self._sender and End.pack(self._sender)
         receiver = self._receiver and End.pack(self._receiver)
@@ -231,7 +240,7 @@ class Connection(_stdlib.Connection):
             receiver,
         )
 
-    def _travels_as(self) -> type[Connection]:
+    def _travels_as(self) -> type[ChannelConnection]:
         return type(self)
 
     # -- what the methods of the base class use -----------------------------------------------
@@ -276,8 +285,8 @@ class Connection(_stdlib.Connection):
 
 
 def _rebuild_connection(
-    kind: type[Connection], descriptor: Any, sender: End | None, receiver: End | None
-) -> Connection:
+    kind: type[ChannelConnection], descriptor: Any, sender: End | None, receiver: End | None
+) -> ChannelConnection:
     return kind(descriptor.detach(), sender and sender.sender(), receiver and receiver.receiver())
 
 
@@ -295,10 +304,10 @@ def _raise_as_recv_error(error: Exception) -> NoReturn:
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     """Return the two ends of a pipe; the first only receives unless it is duplex."""
-    return make_pipe(Connection, duplex)
+    return make_pipe(ChannelConnection, duplex)
 
 
-def make_pipe(first_kind: type[C], duplex: bool) -> tuple[C, Connection]:
+def make_pipe(first_kind: type[C], duplex: bool) -> tuple[C, ChannelConnection]:
     """Return the two ends of a pipe, the first one of the class *first_kind*."""
     segment = ipcbuf.default_segment()
     sender, receiver = segment.channel(max_bytes=CAPACITY, shared=True, bell="socket")
@@ -308,5 +317,11 @@ def make_pipe(first_kind: type[C], duplex: bool) -> tuple[C, Connection]:
     first, second = socket.socketpair()
     return (
         first_kind(first.detach(), answers[0], receiver),
-        Connection(second.detach(), sender, answers[1]),
+        ChannelConnection(second.detach(), sender, answers[1]),
     )
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        return getattr(_stdlib, name)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`multiprocessing.context`, with our queues and pipes.
 
-Every context here is the standard library's of the same start method, with four methods
-replaced. Its processes, locks, pools and managers are the standard library's; a pool gets its
-queues from its context, so from here.
+Every context here is the standard library's of the same start method, with a few methods
+replaced. Its locks and managers are the standard library's, its processes too but for how they
+start (`_process.py`).
 
 Which start method is the current one is a single fact of the process, and the standard
 library keeps it: `set_start_method` here and there do the same, and children agree.
@@ -16,23 +16,34 @@ from __future__ import annotations
 
 import errno
 import functools
-import multiprocessing
-import multiprocessing.context
-from multiprocessing.context import BaseContext, ForkContext, ForkServerContext, SpawnContext
+from multiprocessing import context as _stdlib
+from multiprocessing.context import BaseContext
+
+from . import _process
 
 TYPE_CHECKING = False  # importing typing would take longer than all the rest
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from . import connection, queues
 
-__all__ = ["ContextMethods", "DefaultContext", "default_context", "get_context"]
+__all__ = [
+    "ContextMethods",
+    "DefaultContext",
+    "ForkContext",
+    "ForkServerContext",
+    "SpawnContext",
+    "default_context",
+    "get_context",
+]
 
-_stdlib_default: multiprocessing.context.DefaultContext = multiprocessing.context._default_context
+_stdlib_default: _stdlib.DefaultContext = _stdlib._default_context
 
 # As they are before anybody replaces them: what a kernel that lacks something gets.
 _stdlib_methods = {
-    name: getattr(BaseContext, name) for name in ("JoinableQueue", "Pipe", "Queue", "SimpleQueue")
+    name: getattr(BaseContext, name)
+    for name in ("JoinableQueue", "Pipe", "Pool", "Queue", "SimpleQueue")
 }
 
 _LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
@@ -70,21 +81,50 @@ class ContextMethods:
     They ask nothing of `self` but `get_context()`, so they fit into any context.
     """
 
-    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:  # noqa: N802
-        """Return a queue, as `multiprocessing.Queue`."""
+    def Queue(  # noqa: N802
+        self, maxsize: int = 0, *, maxbytes: int = 0, copy: bool = False, orphan: str = "wait"
+    ) -> queues.Queue[Any]:
+        """Return a queue, as `multiprocessing.Queue`.
+
+        Args:
+            maxsize: Objects that it holds at most; 0: any number.
+            maxbytes: Bytes of objects that it holds at most, or one larger object; 0: any number.
+            copy: Whether arrays that are got are in private memory.
+            orphan: "raise": a `get` of which nothing can come, because no other process has the
+                queue any more, is an EOFError. "wait": it waits, as the standard library's.
+        """
         if not engine_works():
             return _from_stdlib("Queue", self, maxsize)  # type: ignore[no-any-return]
         from .queues import Queue
 
-        return Queue(maxsize, ctx=_concrete(self))
+        return Queue(maxsize, ctx=_concrete(self), maxbytes=maxbytes, copy=copy, orphan=orphan)
 
-    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:  # noqa: N802
-        """Return a queue with `task_done` and `join`, as `multiprocessing.JoinableQueue`."""
+    def JoinableQueue(  # noqa: N802
+        self,
+        maxsize: int = 0,
+        *,
+        maxbytes: int = 0,
+        copy: bool = False,
+        orphan: str = "wait",
+        lease: bool = False,
+    ) -> queues.JoinableQueue[Any]:
+        """Return a queue with `task_done` and `join`, as `multiprocessing.JoinableQueue`.
+
+        The options are those of `Queue`, and
+            lease: Whether what a killed process had got is put back for the others.
+        """
         if not engine_works():
             return _from_stdlib("JoinableQueue", self, maxsize)  # type: ignore[no-any-return]
         from .queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=_concrete(self))
+        return JoinableQueue(
+            maxsize,
+            ctx=_concrete(self),
+            maxbytes=maxbytes,
+            copy=copy,
+            orphan=orphan,
+            lease=lease,
+        )
 
     def SimpleQueue(self) -> queues.SimpleQueue[Any]:  # noqa: N802
         """Return a shared pipe, as `multiprocessing.SimpleQueue`."""
@@ -103,6 +143,23 @@ class ContextMethods:
         from .connection import Pipe
 
         return Pipe(duplex)
+
+    def Pool(  # noqa: N802
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        *,
+        retries: int = 0,
+    ) -> Any:
+        """Return a pool of worker processes, as `multiprocessing.Pool`; see `pool.Pool`."""
+        options = processes, initializer, initargs, maxtasksperchild
+        if not engine_works():
+            return _from_stdlib("Pool", self, *options)
+        from .pool import Pool
+
+        return Pool(*options, context=_concrete(self), retries=retries)
 
 
 def _from_stdlib(name: str, context: object, *args: object) -> Any:
@@ -124,22 +181,28 @@ class _FixedMethod(ContextMethods):
         return _context_of(method)
 
 
-class _ForkContext(_FixedMethod, ForkContext):  # type: ignore[misc]
+class ForkContext(_FixedMethod, _stdlib.ForkContext):  # type: ignore[misc]
     """Starts processes by fork, as `multiprocessing.context.ForkContext`."""
 
+    Process = _process.ForkProcess
 
-class _SpawnContext(_FixedMethod, SpawnContext):  # type: ignore[misc]
+
+class SpawnContext(_FixedMethod, _stdlib.SpawnContext):  # type: ignore[misc]
     """Starts processes by spawn, as `multiprocessing.context.SpawnContext`."""
 
+    Process = _process.SpawnProcess
 
-class _ForkServerContext(_FixedMethod, ForkServerContext):  # type: ignore[misc]
+
+class ForkServerContext(_FixedMethod, _stdlib.ForkServerContext):  # type: ignore[misc]
     """Starts processes through a server, as `multiprocessing.context.ForkServerContext`."""
+
+    Process = _process.ForkServerProcess
 
 
 _contexts: dict[str, BaseContext] = {
-    "fork": _ForkContext(),
-    "spawn": _SpawnContext(),
-    "forkserver": _ForkServerContext(),
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
 }
 
 
@@ -153,8 +216,10 @@ def _context_of(method: str) -> BaseContext:
     return context
 
 
-class DefaultContext(ContextMethods, multiprocessing.context.DefaultContext):  # type: ignore[misc]
+class DefaultContext(ContextMethods, _stdlib.DefaultContext):  # type: ignore[misc]
     """The context of whatever the current start method is, as the standard library's."""
+
+    Process = _process.Process
 
     def __init__(self) -> None:
         """Keep nothing: the standard library's default context knows everything."""
@@ -186,3 +251,9 @@ class DefaultContext(ContextMethods, multiprocessing.context.DefaultContext):  #
 
 default_context = DefaultContext()
 get_context = default_context.get_context
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        return getattr(_stdlib, name)

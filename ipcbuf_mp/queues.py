@@ -13,30 +13,51 @@ Life cycle
 from __future__ import annotations
 
 import os
+import queue
 import threading
+import time
 import traceback
 from collections import deque
+from multiprocessing import queues as _stdlib
 from multiprocessing import reduction
-from queue import Full
+from queue import Empty, Full
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ipcbuf
 
-from .connection import Connection, End, make_pipe
-from .context import default_context
+from .connection import ChannelConnection, End, make_pipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from multiprocessing.context import BaseContext
 
-__all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
+__all__ = ["JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
 T = TypeVar("T")
 
 # Of the methods that stand alone in the native class, each goes through its general form in
 # the standard library: overriding `put` there changes `put_nowait` too.
 _GENERAL_FORM = {"put_nowait": "put", "get_nowait": "get"}
+
+
+if TYPE_CHECKING:
+
+    class ShutDown(Exception):
+        """A queue was shut down: nothing can be put, and everything was got."""
+
+elif hasattr(queue, "ShutDown"):  # Python 3.13
+    ShutDown = queue.ShutDown
+else:
+
+    class ShutDown(Exception):
+        """A queue was shut down: nothing can be put, and everything was got."""
+
+    ShutDown.__module__ = "ipcbuf_mp"
+
+ipcbuf.set_queue_end(ShutDown)
+
+_SLICE = 0.2  # seconds between two looks at who is alive
 
 
 class _Descriptor:
@@ -49,7 +70,7 @@ class _Descriptor:
         _close(self.number)
 
 
-class _QueueEnd(Connection):
+class _QueueEnd(ChannelConnection):
     """What a queue shows as `_reader` and `_writer`: an end of its own channel."""
 
     def __init__(
@@ -64,8 +85,8 @@ class _QueueEnd(Connection):
     def _close(self, _close: object = None) -> None:
         super()._close(_leave_open)  # the descriptor is shared with the queue
 
-    def _travels_as(self) -> type[Connection]:
-        return Connection  # alone, with a descriptor of its own
+    def _travels_as(self) -> type[ChannelConnection]:
+        return ChannelConnection  # alone, with a descriptor of its own
 
 
 def _leave_open(_handle: int) -> None:
@@ -113,10 +134,37 @@ class Queue(_Typed[T], _StdlibQueue):
     _joincancelled = False
 
     _descriptor: _Descriptor | None = None
+    _raises_if_orphaned = False
 
-    def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        ctx: BaseContext | None = None,
+        maxbytes: int = 0,
+        copy: bool = False,
+        orphan: str = "wait",
+    ) -> None:
+        self._make(maxsize, maxbytes, lease=False)
+        if orphan not in ("wait", "raise"):
+            raise ValueError(f"orphan must be 'wait' or 'raise', not {orphan!r}")
+        self.receiver.copies = copy
+        if orphan == "raise":
+            if type(self) is Queue:
+                self.__class__ = _WatchingQueue
+            elif type(self).get is ipcbuf.ObjectQueue.get:
+                raise TypeError("a subclass of Queue has no orphan=")
+            self._raises_if_orphaned = True
+
+    def _make(self, maxsize: int, maxbytes: int, lease: bool) -> None:
+        if maxbytes < 0:
+            raise ValueError("maxbytes must not be negative")
         sender, receiver = ipcbuf.default_segment().channel(
-            max_items=max(maxsize, 0), shared=True, bell="eventfd"
+            max_items=max(maxsize, 0),
+            max_bytes=maxbytes,
+            shared=True,
+            bell="eventfd",
+            lease=lease,
         )
         bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._set_up(sender, receiver, _Descriptor(bell), maxsize)
@@ -165,14 +213,124 @@ class Queue(_Typed[T], _StdlibQueue):
             End.pack(self.receiver),
             reduction.DupFd(self._descriptor.number),
             self._given_maxsize,
-            self._opid,
-            self._ignore_epipe,
+            (self._opid, self._ignore_epipe, self.receiver.copies, self._raises_if_orphaned),
         )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        sender, receiver, descriptor, maxsize, self._opid, self._ignore_epipe = state
+        sender, receiver, descriptor, maxsize, rest = state
+        self._opid, self._ignore_epipe, copies, self._raises_if_orphaned = rest
         bell = _Descriptor(descriptor.detach())
         self._set_up(sender.sender(), receiver.receiver(), bell, maxsize)
+        self.receiver.copies = copies
+
+    # -- what the standard library's queue has not ------------------------------------------------
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """End the queue in all processes, as `queue.Queue.shutdown`.
+
+        From now on `put` raises `ShutDown`, and `get` does once everything was got; who waits in
+        one of them is woken. Calling it again is allowed.
+
+        Args:
+            immediate: Throw away what is in the queue, so that every `get` raises.
+        """
+        self.shut_down()
+        if immediate:
+            while True:
+                try:
+                    self._throw_away()
+                except (ShutDown, Empty):
+                    break
+                except Exception:  # of unpickling; it is gone as well
+                    continue
+
+    def _throw_away(self) -> None:
+        ipcbuf.ObjectQueue.get(self, False)
+
+    def put_many(self, items: Iterable[T], timeout: float | None = None) -> int:
+        """Put each of *items* within *timeout* seconds in all; return how many were put."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        count = 0
+        for item in items:
+            try:
+                self.put(item, True, _seconds_to(deadline))
+            except Full:
+                return count
+            count += 1
+        return count
+
+    def get_many(self, most: int, timeout: float | None = None) -> list[T]:
+        """Wait for an object up to *timeout* seconds; return it and those behind it.
+
+        Args:
+            most: How many to return at most.
+            timeout: Seconds to wait for the first one; without end if None.
+
+        Raises:
+            Empty: There was none in time.
+        """
+        if most < 1:
+            raise ValueError("most must be at least 1")
+        items = [self.get(True, timeout)]
+        try:
+            while len(items) < most:
+                items.append(self.get(False))
+        except (Empty, ShutDown, EOFError):
+            pass
+        return items
+
+    async def aput(self, obj: T, timeout: float | None = None) -> None:
+        """Put *obj*, for `await` in an asyncio event loop. If cancelled, nothing was put."""
+        self._require_open()
+        try:
+            await self.sender.asend_object(obj, timeout)
+        except ipcbuf.ChannelFull:
+            raise Full from None
+        except ipcbuf.BrokenChannel:
+            raise ShutDown from None
+
+    async def aget(self, timeout: float | None = None) -> T:
+        """Return the oldest object, for `await`. If cancelled, nothing was taken."""
+        self._require_open()
+        try:
+            obj: T = await self.receiver.arecv_object(timeout)
+        except ipcbuf.ChannelEmpty:
+            raise Empty from None
+        except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
+            raise ShutDown from None
+        return obj
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ValueError(f"Queue {self!r} is closed")
+
+    def _get_or_orphaned(self, block: bool, timeout: float | None) -> T:
+        get: Callable[..., T] = ipcbuf.ObjectQueue.get
+        if not self._raises_if_orphaned:
+            return get(self, block, timeout)
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        while True:
+            left = _seconds_to(deadline) if block else 0.0
+            try:
+                return get(self, True, _SLICE if left is None else min(left, _SLICE))
+            except Empty:
+                if self._is_orphaned():
+                    if ipcbuf.ObjectQueue.empty(self):
+                        message = "no other process has this queue"
+                        raise EOFError(message) from None
+                elif left is not None and left <= _SLICE:
+                    raise
+
+    def _is_orphaned(self) -> bool:
+        self.receiver.segment.reap()
+        for channel in self.receiver.segment.diagnose():
+            if channel["id"] == self.receiver.channel_id:
+                holders = channel["sender"]["holders"]
+                return all(
+                    holder["pid"] == os.getpid() and holder["kind"] == "process"
+                    for holder in holders
+                )
+        return False
 
     # -- the rest of the interface --------------------------------------------------------------
 
@@ -232,7 +390,7 @@ class Queue(_Typed[T], _StdlibQueue):
         return self.closed
 
     @property
-    def _reader(self) -> Connection:
+    def _reader(self) -> ChannelConnection:
         """The receiving end, for `connection.wait`, `poll` and `fileno`."""
         if self._reader_end is None:
             assert self._descriptor is not None
@@ -240,11 +398,15 @@ class Queue(_Typed[T], _StdlibQueue):
         return self._reader_end
 
     @property
-    def _writer(self) -> Connection:
+    def _writer(self) -> ChannelConnection:
         if self._writer_end is None:
             assert self._descriptor is not None
             self._writer_end = _QueueEnd(self._descriptor, self.sender, None)
         return self._writer_end
+
+
+def _seconds_to(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 class _ThroughGeneralForm:
@@ -257,6 +419,14 @@ class _ThroughGeneralForm:
     @staticmethod
     def get_nowait(queue: Queue[Any]) -> Any:
         return queue.get(False)
+
+
+class _WatchingQueue(Queue[T]):
+    """A queue with options that need more than the native `get`."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        self._require_open()
+        return self._get_or_orphaned(block, timeout)
 
 
 def _reporting_to_hook(put: Callable[..., None]) -> Callable[..., None]:
@@ -277,58 +447,245 @@ def _reporting_to_hook(put: Callable[..., None]) -> Callable[..., None]:
     return reporting_put
 
 
-class JoinableQueue(Queue[T], _StdlibJoinableQueue):
-    """A queue whose users report what they have finished, as `multiprocessing.JoinableQueue`."""
+class _Tally:
+    """Who has got how much of a queue and not reported it as finished.
 
-    def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:
-        super().__init__(maxsize, ctx=ctx)
-        ctx = ctx or default_context
-        self._unfinished_tasks = ctx.Semaphore(0)
-        self._cond = ctx.Condition()
+    A page that the processes share has two words for each of them, by its slot in the segment: its
+    token, and how many objects it has got more than it has reported. Only the process itself writes
+    them. What the dead have written is not needed: what they had is what is missing.
+    """
+
+    SLOTS = 4096  # the slot is the low part of a token
+
+    def __init__(self, segment: ipcbuf.Segment) -> None:
+        key = f"ipcbuf_mp.JoinableQueue {os.urandom(16).hex()}"
+        self.done = segment.atomic(key + "d")
+        self._area = segment.static(key, 16 * self.SLOTS)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self.segment = self.done.segment
+        self._words = memoryview(self._area).cast("B").cast("q")
+        self._pid = 0
+        self._lock = threading.Lock()
+        self._at = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_tally, (self.done, self._area)
+
+    def add(self, count: int) -> None:
+        """Count what this process has got, or has reported (negative)."""
+        if self._pid != os.getpid():
+            self.enter()
+        with self._lock:
+            self._words[self._at + 1] += count
+
+    def enter(self) -> None:
+        """Write this process in. What it gets is counted from here on."""
+        if self._pid == os.getpid():
+            return
+        self._lock = threading.Lock()  # the parent's may be held by a thread that is not here
+        token = self.segment.token
+        self._at = token % self.SLOTS * 2
+        if self._words[self._at] != token:  # of somebody who is dead
+            self._words[self._at + 1] = 0
+            self._words[self._at] = token
+        self._pid = os.getpid()
+
+    def held(self) -> tuple[int, int]:
+        """Return how much the living have, and how much all have together."""
+        self.segment.reap()
+        living = {row["token"] for row in self.segment.processes() if not row["dead"]}
+        words = self._words
+        of_living = of_all = 0
+        for at in range(0, 2 * self.SLOTS, 2):
+            token = words[at]
+            if token != 0:
+                of_all += words[at + 1]
+                if token in living:
+                    of_living += words[at + 1]
+        return of_living, of_all
+
+
+def _rebuild_tally(done: ipcbuf.Atomic, area: ipcbuf.Static) -> _Tally:
+    tally: _Tally = _Tally.__new__(_Tally)
+    tally.done = done
+    tally._area = area
+    tally._set_up()
+    return tally
+
+
+class _Unfinished:
+    """What programs that look into a JoinableQueue find where the standard library's semaphore is."""
+
+    def __init__(self, of: JoinableQueue[Any]) -> None:
+        self._queue = of
+
+    def get_value(self) -> int:
+        """Return how many objects were put and not yet reported as finished."""
+        if self._queue.sender.leased:
+            return self._queue.qsize() + len(self._queue._leases)  # of others it is not known
+        put, _ = self._queue.counts()
+        return (put - self._queue._tally.done.load()) % _COUNTED
+
+
+_COUNTED = 1 << 32  # counts of a channel are modulo that
+
+
+class JoinableQueue(Queue[T], _StdlibJoinableQueue):
+    """A queue whose users report what they have finished, as `multiprocessing.JoinableQueue`.
+
+    What counts as unfinished is what was ever put less what was ever reported. If all of it was got
+    by processes that are dead, `join` says so instead of waiting for ever. With *lease*, what they
+    had got is put back for somebody else, and `join` waits for that.
+    """
+
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        ctx: BaseContext | None = None,
+        maxbytes: int = 0,
+        copy: bool = False,
+        orphan: str = "wait",
+        lease: bool = False,
+    ) -> None:
+        if lease:
+            if copy or orphan != "wait":
+                raise ValueError("a queue with lease=True gives copies, and its orphan is 'wait'")
+            self._make(maxsize, maxbytes, lease=True)
+        else:
+            super().__init__(maxsize, maxbytes=maxbytes, copy=copy, orphan=orphan)
+        segment: Any = self.sender.segment
+        self._tally = _Tally(segment)
+        self._leases: deque[ipcbuf.Leased] = deque()
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (*super().__getstate__(), self._cond, self._unfinished_tasks)
+        return (*super().__getstate__(), self._tally)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        super().__setstate__(state[:-2])
-        self._cond, self._unfinished_tasks = state[-2:]
+        super().__setstate__(state[:-1])
+        self._tally = state[-1]
+        self._leases = deque()
 
-    def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
-        """Put *obj* as `Queue.put` and count it as unfinished."""
-        if self.closed:
-            raise ValueError(f"Queue {self!r} is closed")
-        self._unfinished_tasks.release()  # counted first: a getter may finish it at once
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Return the oldest object as `Queue.get`, to be reported by `task_done`."""
+        self._require_open()
+        if self.sender.leased:
+            return self._get_leased(block, timeout)
+        self._tally.enter()
+        obj = self._get_or_orphaned(block, timeout)
+        self._tally.add(1)
+        return obj
+
+    def _get_leased(self, block: bool, timeout: float | None) -> T:
         try:
-            super().put(obj, block, timeout)
+            lease = self.receiver.recv_leased(timeout if block else 0)
+        except ipcbuf.ChannelEmpty:
+            raise Empty from None
+        except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
+            raise ShutDown from None
+        try:
+            obj: T = lease.load()
         except BaseException:
-            self._uncount()
+            lease.done()  # it would kill, or fail, whoever comes next as well
             raise
+        self._leases.append(lease)
+        return obj
+
+    async def aget(self, timeout: float | None = None) -> T:
+        """Return the oldest object, for `await`, to be reported by `task_done`."""
+        if self.sender.leased:
+            raise TypeError("a queue with lease=True has no aget()")
+        self._tally.enter()
+        obj = await super().aget(timeout)
+        self._tally.add(1)
+        return obj
+
+    def _throw_away(self) -> None:
+        if self.sender.leased:
+            self.receiver.recv_leased(0).done()
+            return
+        super()._throw_away()
+        self._report(0)
 
     def task_done(self) -> None:
-        """Report one item that was got as finished.
+        """Report one object that was got as finished; with leases, the one got first.
 
         Raises:
-            ValueError: More items were reported than were put.
+            ValueError: It was called more often than objects were put, or got here if they are
+                under a lease.
         """
-        if not self._uncount():
-            raise ValueError("task_done() called too many times")
+        if self.sender.leased:
+            try:
+                self._leases.popleft().done()
+            except IndexError:
+                raise ValueError("task_done() called too many times") from None
+            self._tally.done.notify()
+        else:
+            self._report(1)
 
-    def _uncount(self) -> bool:
-        with self._cond:
-            if not self._unfinished_tasks.acquire(False):
-                return False
-            if self._unfinished_tasks._semlock._is_zero():  # type: ignore[attr-defined]
-                self._cond.notify_all()
-            return True
+    def _report(self, got_here: int) -> None:
+        done = self._tally.done
+        while True:
+            before = done.load()
+            left = (ipcbuf.ObjectQueue.counts(self)[0] - before) % _COUNTED
+            if left == 0:
+                raise ValueError("task_done() called too many times")
+            if done.compare_exchange(before, before + 1):
+                break
+        if got_here:
+            self._tally.add(-1)
+        if left == 1:
+            done.notify()
 
     def join(self) -> None:
-        """Wait until every item that was put has been reported as finished."""
-        with self._cond:
-            if not self._unfinished_tasks._semlock._is_zero():  # type: ignore[attr-defined]
-                self._cond.wait()
+        """Wait until everything that was put has been reported as finished.
+
+        Raises:
+            PeerDied: What is missing was got by processes that have died.
+        """
+        self._require_open()
+        if self.sender.leased:
+            while not self._is_finished():
+                self._tally.done.wait(self._tally.done.load(), _SLICE / 10)
+            return
+        done = self._tally.done
+        stable_since, seen = time.monotonic(), (0, 0, 0)
+        while True:
+            reported = done.load()
+            put, got = ipcbuf.ObjectQueue.counts(self)
+            left = (put - reported) % _COUNTED
+            if left == 0:
+                return
+            if done.wait(reported, _SLICE / 4) != reported or put != got:
+                continue
+            now = put, got, reported
+            if now != seen:
+                stable_since, seen = time.monotonic(), now
+            of_living, of_all = self._tally.held()
+            if of_living > 0 or ipcbuf.ObjectQueue.counts(self) != (put, got):
+                continue
+            # A process that has just got something, and not counted it yet, will do so.
+            uncounted = (got - reported - of_all) % _COUNTED
+            if uncounted and time.monotonic() - stable_since < 5 * _SLICE:
+                continue
+            if done.load() == reported:
+                raise ipcbuf.PeerDied(left)
+
+    @property
+    def _unfinished_tasks(self) -> _Unfinished:
+        return _Unfinished(self)
+
+    def _is_finished(self) -> bool:
+        """Say whether nothing is in the queue, and nothing under a lease."""
+        before = ipcbuf.ObjectQueue.counts(self)
+        if self._leases or self.qsize() or self.has_leases() or self.qsize():
+            return False
+        return ipcbuf.ObjectQueue.counts(self) == before
 
 
-class _LockableReader(Connection):
+class _LockableReader(ChannelConnection):
     """The reading end of a SimpleQueue, and a lock as the standard library has beside it.
 
     There, who holds the lock reads alone: after a `poll` that said yes, a `recv` does not wait.
@@ -371,17 +728,17 @@ class SimpleQueue(_StdlibSimpleQueue, Generic[T]):
     def __init__(self, *, ctx: BaseContext | None = None) -> None:
         self._set_up(*make_pipe(_LockableReader, duplex=False))
 
-    def _set_up(self, reader: _LockableReader, writer: Connection) -> None:
+    def _set_up(self, reader: _LockableReader, writer: ChannelConnection) -> None:
         self._reader = reader
         self._writer = writer
         self._rlock = reader.lock
         self._wlock = threading.Lock()
         self._poll = reader.poll
 
-    def __getstate__(self) -> tuple[_LockableReader, Connection]:
+    def __getstate__(self) -> tuple[_LockableReader, ChannelConnection]:
         return self._reader, self._writer
 
-    def __setstate__(self, state: tuple[_LockableReader, Connection]) -> None:
+    def __setstate__(self, state: tuple[_LockableReader, ChannelConnection]) -> None:
         self._set_up(*state)
 
     def put(self, obj: T) -> None:
@@ -400,3 +757,9 @@ class SimpleQueue(_StdlibSimpleQueue, Generic[T]):
         """Close both ends in this process. Doing it twice is allowed."""
         self._reader.close()
         self._writer.close()
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        return getattr(_stdlib, name)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.pool
@@ -23,6 +24,7 @@ import ipcbuf_mp.queues
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.process import BaseProcess
     from types import ModuleType
 
     Start = Callable[..., Any]
@@ -98,8 +100,9 @@ class ContextContract:
         self, context: Any, start_method: str
     ) -> None:
         stdlib: Any = multiprocessing.get_context(start_method)
-        assert context.Process is stdlib.Process
-        assert self.library.Process is multiprocessing.Process
+        assert issubclass(context.Process, stdlib.Process)
+        assert issubclass(self.library.Process, multiprocessing.Process)
+        assert context.Process.__name__ == stdlib.Process.__name__
 
     def test_leads_to_the_other_contexts(self, context: Any) -> None:
         for method in ("fork", "spawn", "forkserver"):
@@ -188,6 +191,13 @@ class TestContextOfTheStandardLibrary(ContextContract):
 class TestContext(ContextContract):
     library: ClassVar[ModuleType] = ipcbuf_mp
 
+    def test_its_class_is_named_as_in_the_standard_library(
+        self, context: Any, start_method: str
+    ) -> None:
+        theirs = multiprocessing.get_context(start_method)
+
+        assert type(context).__name__ == type(theirs).__name__
+
     def test_its_queues_and_pipes_are_ours(self, context: Any) -> None:
         for owner in (context, ipcbuf_mp):
             assert type(owner.Queue(3)) is ipcbuf_mp.queues.Queue
@@ -195,11 +205,12 @@ class TestContext(ContextContract):
             assert type(owner.SimpleQueue()) is ipcbuf_mp.queues.SimpleQueue
             for duplex in (True, False):
                 for end in owner.Pipe(duplex):
-                    assert type(end) is ipcbuf_mp.connection.Connection
+                    assert type(end) is ipcbuf_mp.connection.ChannelConnection
 
     def test_a_pool_uses_our_queues(self, context: Any) -> None:
         with context.Pool(1) as pool:
-            assert type(pool._inqueue) is ipcbuf_mp.queues.SimpleQueue
+            assert type(pool) is ipcbuf_mp.pool.Pool
+            assert type(pool._outqueue) is ipcbuf_mp.queues.SimpleQueue
             assert type(pool._outqueue) is ipcbuf_mp.queues.SimpleQueue
             pool.close()
             pool.join()
@@ -284,6 +295,7 @@ class TestPackage:
             "Manager",
             "Pipe",
             "Pool",
+            "Process",
             "Queue",
             "SimpleQueue",
             "get_all_start_methods",
@@ -303,6 +315,33 @@ class TestPackage:
         assert ipcbuf_mp.SUBDEBUG == multiprocessing.SUBDEBUG  # type: ignore[attr-defined]
         with pytest.raises(AttributeError, match="'ipcbuf_mp' has no attribute 'Hatstand'"):
             ipcbuf_mp.Hatstand  # noqa: B018
+
+    def test_modules_can_be_imported_by_name(self) -> None:
+        for name in ("managers", "dummy", "synchronize", "sharedctypes", "resource_tracker"):
+            theirs = importlib.import_module(f"multiprocessing.{name}")
+            spec = theirs.__spec__
+
+            assert importlib.import_module(f"ipcbuf_mp.{name}") is theirs
+            assert theirs.__spec__ is spec
+        with pytest.raises(ModuleNotFoundError, match=r"ipcbuf_mp\.hatstand"):
+            importlib.import_module("ipcbuf_mp.hatstand")
+
+    @pytest.mark.parametrize("name", ["connection", "context", "pool", "queues"])
+    def test_modules_that_are_ours_have_all_names(self, name: str) -> None:
+        theirs = importlib.import_module(f"multiprocessing.{name}")
+        ours = importlib.import_module(f"ipcbuf_mp.{name}")
+
+        assert not {each for each in vars(theirs) if not hasattr(ours, each)}
+
+    def test_a_connection_can_be_made_on_a_descriptor(self) -> None:
+        read_end, write_end = os.pipe()
+        with (
+            ipcbuf_mp.connection.Connection(read_end, writable=False) as reader,
+            ipcbuf_mp.connection.Connection(write_end, readable=False) as writer,
+        ):
+            writer.send([1])
+
+            assert reader.recv() == [1]
 
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     def test_a_program_with_one_changed_import(self, method: str, tmp_path: Any) -> None:
@@ -344,7 +383,8 @@ class TestPackage:
             set(run(program.format(n)).split()) for n in ("multiprocessing", "ipcbuf_mp")
         )
 
-        assert ours - stdlib <= {"__future__", "ipcbuf_mp", "ipcbuf_mp.context"}
+        names = {"ipcbuf_mp", "ipcbuf_mp._process", "ipcbuf_mp.context"}
+        assert ours - stdlib <= {"__future__", *names}
 
     def test_the_first_context_makes_the_segment(self) -> None:
         run(
@@ -410,3 +450,84 @@ class TestFallback:
                 raise AssertionError
             """
         )
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def run_call(call: Any, answers: Any) -> None:
+    answers.put(call())
+
+
+class TestProcess:
+    @pytest.fixture
+    def context(self, start_method: str) -> Any:
+        return ipcbuf_mp.get_context(start_method)
+
+    def test_its_target_may_be_a_lambda(self, context: Any, start: Any) -> None:
+        answers, number = context.Queue(), 7
+        start(context, lambda: answers.put(number * 2))
+        assert answers.get(timeout=60) == 14
+
+    def test_its_arguments_may_be_lambdas(self, context: Any, start: Any) -> None:
+        answers = context.Queue()
+        start(context, run_call, lambda: 5, answers)
+        assert answers.get(timeout=60) == 5
+
+    def test_its_class_may_be_made_in_a_function(self, context: Any) -> None:
+        answers = context.Queue()
+
+        class Local(context.Process):  # type: ignore[misc]
+            def run(self) -> None:
+                answers.put(self.name)
+
+        process = Local(name="local")
+        process.start()
+        process.join(60)
+        assert answers.get(timeout=60) == "local"
+        assert process.exitcode == 0
+
+    def test_what_nobody_can_pickle_is_refused_as_by_pickle(self, context: Any) -> None:
+        if context.get_start_method() == "fork":
+            pytest.skip("nothing is pickled")
+        process = context.Process(target=print, args=((number for number in range(3)),))
+        with pytest.raises(TypeError, match="cannot pickle 'generator' object"):
+            process.start()
+
+    def test_a_daemon_may_have_children(self, context: Any) -> None:
+        answers = context.Queue()
+        process = context.Process(target=start_grandchild, args=(context, answers), daemon=True)
+        process.start()
+        assert answers.get(timeout=60) == (True, True)  # both are daemons
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def start_grandchild(context: Any, answers: Any) -> None:
+    me = multiprocessing.current_process()
+    child = context.Process(target=say_daemon, args=(answers, me.daemon))
+    child.start()
+    child.join(60)
+    assert me.daemon
+
+
+def say_daemon(answers: Any, parent: bool) -> None:
+    answers.put((parent, multiprocessing.current_process().daemon))
+
+
+def have_a_grandchild(queue: Any) -> None:
+    child = ipcbuf_mp.get_context("forkserver").Process(target=queue.put, args=("there",))
+    child.start()
+    child.join()
+
+
+def test_a_forked_process_may_use_a_fork_server_if_its_parent_has_one(
+    start: Callable[..., BaseProcess],
+) -> None:
+    start(ipcbuf_mp.get_context("forkserver"), abs, 1)
+    context = ipcbuf_mp.get_context("fork")
+    queue = context.SimpleQueue()
+
+    start(context, have_a_grandchild, queue)
+
+    assert queue.get() == "there"

@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import functools
 import gc
+import io
 import itertools
 import logging
 import multiprocessing
@@ -49,6 +50,20 @@ StandardExecutor = concurrent.futures.process.ProcessPoolExecutor
 
 def add(x: int, y: int) -> int:
     return x + y
+
+
+def resident() -> int:
+    """Return how many bytes of memory this process has for itself."""
+    whole, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (whole - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def look_at(shared: ipcbuf.Shared, index: int) -> tuple[int, bool]:
+    return int(shared.array[index]), shared.array.flags.writeable
+
+
+def need_environment() -> None:
+    assert os.environ["IPCBUF_TEST_ENV"] == "yes"
 
 
 def capture(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -161,6 +176,18 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+class Counter:
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def add_to(self, n: int) -> int:
+        return self.start + n
+
+    @staticmethod
+    def make(start: int) -> Counter:
+        return Counter(start)
 
 
 class Held:
@@ -806,13 +833,13 @@ class TestIpcbuf(ExecutorContract):
             assert executor._max_workers == (os.cpu_count() or 1)
             assert executor.submit(add, 1, 1).result(LONG) == 2
 
-    def test_a_task_that_does_not_pickle_raises_in_submit(self, executor: Executor) -> None:
-        with pytest.raises(TypeError, match="cannot pickle"):
-            executor.submit(capture, threading.Lock())
+    def test_a_task_that_does_not_pickle_is_known_at_once(self, executor: Executor) -> None:
+        future = executor.submit(capture, threading.Lock())
 
-        assert executor._pending_work_items == {}
+        assert future.done()
         with pytest.raises(TypeError, match="cannot pickle"):
-            executor.map(capture, [1, threading.Lock()])
+            future.result()
+        assert executor._pending_work_items == {}
 
     def test_what_pickle_refuses_goes_by_value(self, executor: Executor) -> None:
         offset = 10
@@ -824,6 +851,116 @@ class TestIpcbuf(ExecutorContract):
 
         assert negated.result(LONG) == -3
         assert executor.submit(closure, 1).result(LONG)(2) == 13
+
+    def test_functions_change_as_they_do_with_pickle(
+        self, make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        executor = make(max_workers=1)
+        counter = Counter(1)
+        bound = counter.add_to
+
+        first = executor.submit(bound, 1)
+        counter.start = 100  # a bound method goes with what it is bound to, as it is then
+        second = executor.submit(bound, 1)
+        in_a_loop: list[Future[int]] = [
+            executor.submit(cast("Any", lambda n=n: n)) for n in range(3)
+        ]
+        original = add
+        monkeypatch.setattr(sys.modules[__name__], "add", capture)  # not in the workers
+        stranger = executor.submit(original, 1, 2)
+        wrong: Future[Any] = executor.submit(cast("Any", ("os", "getpid")))
+
+        assert (first.result(LONG), second.result(LONG)) == (2, 101)
+        assert [future.result(LONG) for future in in_a_loop] == [0, 1, 2]
+        assert stranger.result(LONG) == 3
+        with pytest.raises(TypeError, match="not callable"):
+            wrong.result(LONG)
+        assert executor.submit(os.path.basename, "a/b").result(LONG) == "b"
+        assert executor.submit(Counter.make, 5).result(LONG).start == 5
+
+    def test_an_object_changed_by_a_task_is_fresh_for_the_next(
+        self, make: Callable[..., Executor]
+    ) -> None:
+        executor = make(max_workers=1)
+        seen: list[int] = []
+
+        def see() -> int:
+            seen.append(1)
+            return len(seen)
+
+        results = [executor.submit(see) for _ in range(3)]
+
+        assert [future.result(LONG) for future in results] == [1, 1, 1]
+
+    def test_a_function_sent_by_value_sees_globals_as_they_are_when_it_is_sent(
+        self, make: Callable[..., Executor]
+    ) -> None:
+        executor = make(max_workers=1)
+        names: dict[str, Any] = {"__name__": "__main__", "factor": 1}
+        exec("def times(x): return factor * x", names)
+        times = names["times"]
+
+        first = executor.submit(times, 5)
+        names["factor"] = 2
+        second = executor.submit(times, 5)
+
+        assert (first.result(LONG), second.result(LONG)) == (5, 10)
+
+    def test_different_lambdas_leave_nothing_in_the_workers(self) -> None:
+        count = int(os.environ.get("IPCBUF_LAMBDAS", "2000"))
+        context = ipcbuf_mp.get_context("fork")
+        with Executor(1, mp_context=context) as executor:
+
+            def call(numbers: range) -> None:
+                futures = [executor.submit(cast("Any", lambda n=n: n)) for n in numbers]
+                assert [future.result(LONG) for future in futures] == list(numbers)
+
+            call(range(200))
+            before = executor.submit(resident).result(LONG)
+            for start in range(0, count, 500):
+                call(range(start, start + 500))
+            assert executor.submit(resident).result(LONG) - before < 4 * MEBIBYTE
+
+    def test_what_is_shared_is_one_copy_that_workers_read(self, executor: Executor) -> None:
+        np = pytest.importorskip("numpy")
+        array = np.arange(MEBIBYTE, dtype="i8")
+        shared = executor.share(array)
+        before = ipcbuf.default_segment().stats()["used_bytes"]
+
+        futures = [executor.submit(look_at, shared, i) for i in range(20)]
+
+        assert [future.result(LONG) for future in futures] == [(i, False) for i in range(20)]
+        assert ipcbuf.default_segment().stats()["used_bytes"] - before < MEBIBYTE
+        array[0] = 7
+        assert executor.submit(look_at, shared, 0).result(LONG) == (0, False)
+        assert executor.submit(len, executor.share(b"bytes")).result(LONG) == 5
+
+    def test_the_environment_is_set_before_anything_is_read(
+        self, make: Callable[..., Executor]
+    ) -> None:
+        executor = make(env={"IPCBUF_TEST_ENV": "yes"}, initializer=need_environment)
+
+        assert executor.submit(os.getenv, "IPCBUF_TEST_ENV").result(LONG) == "yes"
+        assert "IPCBUF_TEST_ENV" not in os.environ
+
+    def test_map_shows_its_progress(
+        self, executor: Executor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tqdm = pytest.importorskip("tqdm.auto")
+        bars: list[Any] = []
+        bar = tqdm.tqdm
+
+        def quiet(total: int | None) -> Any:
+            bars.append(bar(total=total, file=io.StringIO()))
+            return bars[-1]
+
+        monkeypatch.setattr(bar, "monitor_interval", 0)  # no thread
+        monkeypatch.setattr(tqdm, "tqdm", quiet)
+
+        assert list(executor.map(abs, [-1, -2, -3], [], progress=True)) == []
+        assert list(executor.map(abs, [-1, -2, -3], progress=True)) == [1, 2, 3]
+        assert list(executor.map(abs, iter([-1, -2]), chunksize=2, progress=True)) == [1, 2]
+        assert [(bar.n, bar.total) for bar in bars] == [(0, 0), (3, 3), (2, None)]
 
     def test_many_small_tasks(self, executor: Executor) -> None:
         results = list(executor.map(add, range(5000), range(5000)))

@@ -644,7 +644,7 @@ def test_install_leaves_the_executor_for_later(tmp_path: Path) -> None:
 def test_example_gives_the_sequential_result(
     runner: list[str], start_method: str, tmp_path: Path
 ) -> None:
-    options = ["--method", start_method, "--workers", "3", "--files", "60"]
+    options = ["--method", start_method, "--workers", "3", "--files", "12"]
 
     status, out, err = run(*runner, EXAMPLE, *options, cwd=tmp_path)
 

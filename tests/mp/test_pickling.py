@@ -27,6 +27,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import ipcbuf
 import ipcbuf_mp
 from ipcbuf_mp import _pickling
 
@@ -215,9 +216,21 @@ class TestAnyObject:
             list(range(10_000)),
             {number: str(number) for number in range(3000)},
             "é" * 100_000,
+            2**64,
+            -(2**63) - 1,
+            -(2**200),
+            3**1000,
+            3**8000,
+            complex(-0.0, float("inf")),
+            bytearray(b"xyz"),
+            bytearray(100_000),
+            {1, "a", (2, b"3"), None, frozenset({4})},
+            frozenset(),
+            {frozenset(), frozenset({frozenset({-(2**70)})})},
+            [set(range(2000)), {1.5j}],
             ValueError("message", 3),
         ],
-        ids=lambda obj: f"{type(obj).__name__}-{str(obj)[:10]!a}",
+        ids=lambda obj: type(obj).__name__,
     )
     def test_selected(self, channels: list[Callable[[Any], Any]], obj: Any) -> None:
         expected = by_stdlib(obj)
@@ -235,6 +248,9 @@ class TestAnyObject:
             got = through(whole)
 
             assert got[0] is got[1] is got[2][0] is got[3]["key"]
+            for shared in (bytearray(b"x"), {1}, frozenset({2, 3}), b"bytes", "text"):
+                got = through([shared, [shared]])
+                assert got[0] is got[1][0]
 
     def test_an_object_may_contain_itself(self, channels: list[Callable[[Any], Any]]) -> None:
         ring: list[Any] = []
@@ -529,6 +545,34 @@ class TestArrays:
             np.testing.assert_array_equal(got, array)
             assert got.flags.writeable
 
+    @pytest.mark.parametrize("code", [*"?bBhHiIlLqQefdgFDG", ">i4", "M8[s]"])
+    @pytest.mark.parametrize("order", "CF")
+    @pytest.mark.parametrize("rows", [0, 3, 500])
+    def test_within_containers_they_are_as_by_the_standard_library(
+        self, channels: list[Callable[[Any], Any]], code: str, order: Any, rows: int
+    ) -> None:
+        array = np.arange(rows * 4).reshape(rows, 4).astype(code, order=order)
+        obj = {"one": array, "more": [(1, array[:, :2]), (array.copy(order), array[:2].copy())]}
+        expected = by_stdlib(obj)
+        for through in channels:
+            assert same(through(obj), expected)
+
+    def test_in_tasks_and_leased_messages_too(self) -> None:
+        obj = [np.arange(3), (np.arange(5000.0), np.zeros((40, 50), order="F"))]
+        segment = ipcbuf.Segment(max_size=64 << 20)
+        sender, receiver = segment.channel(lease=True)
+        sender.send_object(obj)
+        leased = receiver.recv_leased(PATIENCE)
+        assert same(leased.load(), obj)
+        assert same(leased.load(), obj)  # a copy each time
+        leased.done()
+        sender, receiver = segment.channel()
+        sender.send_task(obj, 7)
+        got = receiver.recv_task(PATIENCE).load()
+
+        assert same(got, obj)
+        assert got[1][0].flags.writeable
+
     def test_the_same_array_twice_arrives_as_one(
         self, channels: list[Callable[[Any], Any]]
     ) -> None:
@@ -561,6 +605,24 @@ class TestArrays:
                 assert same(pickle.loads(reader.recv_bytes()), by_stdlib(obj))
 
 
+class TestNative:
+    def test_builtins_are_not_pickled(self) -> None:
+        program = """if True:
+            import ipcbuf
+            sender, receiver = ipcbuf.Segment().channel()
+            def refuse(*args):
+                raise AssertionError(args)
+            ipcbuf.set_object_codec(refuse, refuse, refuse)
+            for obj in (None, True, 5, -5**100, 2.5, 1j, b"bytes", bytearray(b"array"), "text",
+                        (1, [2, {3: {4, 5}}], frozenset({6}), bytearray())):
+                sender.send_object(obj)
+                got = receiver.recv_object()
+                assert got == obj and type(got) is type(obj), obj
+            """
+
+        subprocess.run([sys.executable, "-P", "-c", program], check=True, timeout=PATIENCE)
+
+
 class TestImports:
     def test_nothing_slow_is_imported_for_plain_objects(self) -> None:
         program = """if True:
@@ -581,7 +643,7 @@ class TestImports:
         program = """if True:
             import ipcbuf_mp
             q = ipcbuf_mp.Queue()
-            q.put({1})
+            q.put(object)
             q.get()
             import numpy
             array = numpy.arange(5000)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`multiprocessing.process`: the standard library's processes, which start where those refuse.
+
+- What pickle refuses to send to a new process goes through cloudpickle: lambdas, closures,
+  processes of a class that was made in a function.
+- A process that was forked may start others through a fork server, also if its parent has one.
+- A daemonic process may have children. They are daemonic by default, and end with it if it ends by
+  itself; if it is killed, they are left alone as any process is whose parent was killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.context
+import multiprocessing.process
+import os
+import threading
+from multiprocessing.process import BaseProcess
+
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["ForkProcess", "ForkServerProcess", "Process", "SpawnProcess"]
+
+_start = BaseProcess.start
+_posing = threading.Lock()
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process, as `BaseProcess.start`, from a daemonic one too."""
+    config: dict[str, Any] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    if not config.get("daemon"):
+        _start(process)
+        return
+    with _posing:  # as what may have children
+        config["daemon"] = False
+        try:
+            _start(process)
+        finally:
+            config["daemon"] = True
+
+
+class _ByValue:
+    """Stands for a process that is being started, and is pickled by cloudpickle."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self._name: str = process._name
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        import pickle
+
+        from ._pickling import dumps_by_value
+
+        return pickle.loads, (dumps_by_value(self._process),)
+
+
+def by_value_if_refused(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return *popen*, which starts a process, with a second try where pickle refuses it.
+
+    Nothing was started by then: the whole process object is pickled before.
+    """
+
+    def popen_or_by_value(process: Any) -> Any:
+        from pickle import PicklingError
+
+        try:
+            return popen(process)
+        except (PicklingError, AttributeError, TypeError) as refusal:
+            try:
+                return popen(_ByValue(process))
+            except (PicklingError, AttributeError, TypeError):
+                raise refusal from None  # the error of pickle is the one that is documented
+
+    return popen_or_by_value
+
+
+def with_own_server(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return *popen*, which asks the fork server, with a server that is ours.
+
+    A process that was forked has its parent's in its variables. It cannot wait for that one, which
+    the standard library tries, and raises ChildProcessError.
+    """
+
+    def popen_with_own_server(process: Any) -> Any:
+        from multiprocessing import forkserver
+
+        server: Any = forkserver._forkserver
+        with server._lock:
+            if server._forkserver_pid is not None:
+                try:
+                    os.waitid(
+                        os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+                    )
+                except ChildProcessError:
+                    os.close(server._forkserver_alive_fd)
+                    server._forkserver_address = None
+                    server._forkserver_alive_fd = None
+                    server._forkserver_pid = None  # a new one is started
+        return popen(process)
+
+    return popen_with_own_server
+
+
+popen_spawn = by_value_if_refused(multiprocessing.context.SpawnProcess._Popen)
+popen_forkserver = with_own_server(
+    by_value_if_refused(multiprocessing.context.ForkServerProcess._Popen)
+)
+
+
+class Process(multiprocessing.context.Process):
+    """A process of the current start method, as `multiprocessing.Process`."""
+
+    start = start
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:  # noqa: N802
+        from .context import default_context
+
+        return default_context.get_context().Process._Popen(process)
+
+
+class ForkProcess(multiprocessing.context.ForkProcess):
+    """A process that is forked, as `multiprocessing.context.ForkProcess`."""
+
+    start = start
+
+
+class SpawnProcess(multiprocessing.context.SpawnProcess):
+    """A process that begins anew, as `multiprocessing.context.SpawnProcess`."""
+
+    start = start
+    _Popen: Any = staticmethod(popen_spawn)
+
+
+class ForkServerProcess(multiprocessing.context.ForkServerProcess):
+    """A process that a server forks, as `multiprocessing.context.ForkServerProcess`."""
+
+    start = start
+    _Popen: Any = staticmethod(popen_forkserver)

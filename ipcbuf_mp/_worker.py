@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker processes of an executor.
+
+A worker takes the oldest task, says on the board that it is busy with it, runs it, sends what
+came of it, and is idle again. `_pool.py` is the other side.
+
+Signals
+  SIGINT, from Ctrl-C, reaches the whole process group: it interrupts tasks, but not a worker
+  between them. A worker interrupted at the wrong instruction would lose a task that it has just
+  taken. What happens to the tasks still waiting is for the parent to say.
+  INTERRUPT is sent by the parent to end one task; its number is on the board, so that a signal
+  that comes too late hits nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import logging
+import os
+import signal
+import time
+from concurrent.futures._base import LOGGER
+from concurrent.futures.process import _ExceptionWithTraceback
+from dataclasses import dataclass
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any
+
+import ipcbuf
+
+from . import _pickling as _pickling  # how objects cross: sets the codec
+from ._board import INTERRUPT, SINCE, TASK, Board
+from ._references import call_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ._lifeline import Gate, Lifeline
+
+# What a message on the result channel is: (task or pid, one of these, value).
+RESULT = 0  # task, value
+ERROR = 1  # task, exception
+RETIRED = 2  # pid: the worker has run its share of tasks and leaves
+FAILED = 3  # pid, traceback: it dies of its initializer, or of a task that does not unpickle
+DIED = 4  # pid: from the watcher
+WAKE = 5  # look at `closing` again
+JUDGED = 6  # pid, (what it ran, tasks that are gone): whose results have not come by now are lost
+RECORD = 7  # pid, a log record
+LEAVING = 8  # pid: the worker begins the last task of its share
+
+STOP = 0  # the task number that tells a worker to leave; real ones start at 1
+
+INTERRUPT_SIGNAL = signal.SIGRTMAX - 7
+
+_PATROL_SECONDS = 1.0  # how often an idle worker looks whether its parent is alive
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+_in_task = False
+_row: memoryview | None = None
+
+
+class TaskInterrupted(KeyboardInterrupt):
+    """Raised in a task whose time is up, or that was cancelled while it ran."""
+
+
+class Environment(dict[str, str]):
+    """Variables that are set in a worker as soon as this is unpickled there, or is used."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _set_environment, (dict(self),)
+
+
+def _set_environment(variables: dict[str, str]) -> Environment:
+    os.environ.update(variables)
+    return Environment(variables)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What all workers of a pool are told."""
+
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    max_tasks: int | None = None
+    max_rss: int | None = None
+    """Bytes."""
+    survives: bool = False
+    """A task that does not unpickle is its own failure, not the pool's."""
+    log_level: int | None = None
+    """Send log records from there on to the parent."""
+
+
+def serve(
+    environment: Environment,
+    tasks: ipcbuf.Receiver,
+    results: ipcbuf.Sender,
+    lifeline: Lifeline,
+    board: Board,
+    slot: int,
+    options: WorkerOptions,
+    modules: Iterable[str] = (),
+    gate: Gate | None = None,
+) -> None:
+    """Run tasks until told to stop. The main function of a worker process.
+
+    *modules* are those of the functions that wait; the first tasks need not wait for them.
+    """
+    global _row
+    os.environ.update(environment)  # of a forked worker
+    lifeline.hang_on()
+    board.keep_traceback(slot)
+    _row = board.row(slot)
+    signal.signal(INTERRUPT_SIGNAL, _on_interrupt)
+    if options.log_level is not None:
+        _forward_logging(results, options.log_level)
+    if options.initializer is not None:
+        try:
+            options.initializer(*options.initargs)
+        except BaseException as error:
+            LOGGER.critical("Exception in initializer:", exc_info=True)
+            results.send_object((os.getpid(), FAILED, text_of(error)))
+            return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_ctrl_c)
+    for name in modules:
+        with contextlib.suppress(BaseException):  # the task that needs it will raise the same
+            importlib.import_module(name)
+    if gate is not None:
+        gate.wait()
+    with contextlib.suppress(ipcbuf.PeerError), tasks, results:  # until nobody is left to work for
+        for left in _countdown(options.max_tasks):
+            task = _next_task(tasks, lifeline)
+            if task is None:
+                return
+            if left == 0:
+                results.send_object((os.getpid(), LEAVING, None))
+            _run(task, results, _row, options.survives)
+            del task  # its arguments and its block, before we sleep
+            if options.max_rss is not None and _rss() > options.max_rss:
+                break
+        results.send_object((os.getpid(), RETIRED, None))
+
+
+def _countdown(max_tasks: int | None) -> Iterator[int | None]:
+    """How many tasks will be left after each."""
+    return itertools.repeat(None) if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
+
+
+def _next_task(tasks: ipcbuf.Receiver, lifeline: Lifeline) -> ipcbuf.Task | None:
+    """Wait for a task; None when it is time to leave."""
+    while True:
+        try:
+            task = tasks.recv_task(_PATROL_SECONDS)
+        except ipcbuf.ChannelEmpty:
+            if lifeline.is_cut():
+                return None
+        else:
+            return None if task.task_id == STOP else task
+
+
+def _run(task: ipcbuf.Task, results: ipcbuf.Sender, row: memoryview, survives: bool) -> None:
+    """Run one task and send back what came of it."""
+    global _in_task
+    task_id = task.task_id
+    row[SINCE] = time.monotonic_ns()
+    row[TASK] = task_id
+    try:
+        fn, args, kwargs = call_of(task.load())
+    except BaseException as error:
+        if not survives:
+            # As the standard library: whoever cannot read a task dies of it, and the pool breaks.
+            results.send_object((os.getpid(), FAILED, text_of(error)))
+            raise
+        _send_error(results, task_id, error)
+        row[TASK] = 0
+        return
+    try:
+        try:
+            _in_task = True
+            if row[INTERRUPT] == task_id:  # while it was being loaded
+                raise TaskInterrupted
+            value = fn(*args, **kwargs)
+        finally:
+            _in_task = False
+        results.send_object((task_id, RESULT, value))
+    except BaseException as error:
+        _in_task = False  # the signal may have come a moment too early for the line above
+        _send_error(results, task_id, error)
+    row[TASK] = 0
+
+
+def _send_error(results: ipcbuf.Sender, task_id: int, error: BaseException) -> None:
+    try:
+        results.send_object((task_id, ERROR, _with_traceback(error)))
+    except ipcbuf.PeerError:
+        raise
+    except BaseException as refusal:  # the exception itself does not pickle: send why
+        results.send_object((task_id, ERROR, _with_traceback(refusal)))
+
+
+def _with_traceback(error: BaseException) -> _ExceptionWithTraceback:
+    """Give *error* the form in which it becomes its own text's `__cause__` when unpickled."""
+    assert error.__traceback__ is not None
+    return _ExceptionWithTraceback(error, error.__traceback__)
+
+
+def text_of(error: BaseException) -> str:
+    """The traceback, as Python prints it."""
+    return "".join(format_exception(error))
+
+
+def _on_ctrl_c(signum: int, frame: object) -> None:
+    if _in_task:
+        raise KeyboardInterrupt
+
+
+def _on_interrupt(signum: int, frame: object) -> None:
+    if _in_task and _row is not None and _row[INTERRUPT] == _row[TASK] != 0:
+        raise TaskInterrupted("the task was cancelled, or its time is up")
+
+
+def _rss() -> int:
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  # faster
+        return int(file.read().split()[1]) * _PAGE
+
+
+class _Forwarder(logging.Handler):
+    """Sends log records to the parent."""
+
+    def __init__(self, results: ipcbuf.Sender) -> None:
+        super().__init__()
+        self._results = results
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record, with its message and its traceback made into text."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        state = dict(record.__dict__, msg=text, args=None, exc_info=None, exc_text=None)
+        try:
+            self._results.send_object((os.getpid(), RECORD, state))
+        except Exception:
+            self.handleError(record)
+
+
+def _forward_logging(results: ipcbuf.Sender, level: int) -> None:
+    root = logging.getLogger()
+    for handler in root.handlers[:]:  # those of the parent, inherited by fork
+        root.removeHandler(handler)
+    root.addHandler(_Forwarder(results))
+    root.setLevel(level)
