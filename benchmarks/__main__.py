@@ -1,23 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run every benchmark, with the arguments given, and write the tables: `python -m benchmarks`."""
+"""Measure everything, and make the tables and pictures from it.
+
+python -m benchmarks run [--cases latency,sizes] [--rivals none] [--rounds 5] …
+python -m benchmarks report [--check]
+
+`run` hands on to every benchmark what it does not know itself, and writes results/*.json;
+`report` makes everything else from these (report.py).
+"""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+CASES = {path.stem.removeprefix("bench_"): path for path in sorted(HERE.glob("bench_*.py"))}
+
+
+def run(cases: list[str], arguments: list[str]) -> int:
+    """Run the benchmarks one after another; return 0 if all went well."""
+    failed = 0
+    for number, case in enumerate(cases, 1):
+        print(f"\n{case} ({number} of {len(cases)})", flush=True)
+        command = [sys.executable, CASES[case], *arguments]
+        failed |= subprocess.run(command, check=False).returncode
+    return failed
 
 
 def main() -> int:
-    """Return 0 if all went well."""
-    failed = 0
-    for benchmark in sorted(HERE.glob("bench_*.py")):
-        print(f"\n{benchmark.stem}", flush=True)
-        failed |= subprocess.run([sys.executable, benchmark, *sys.argv[1:]], check=False).returncode
-    failed |= subprocess.run([sys.executable, HERE / "render.py"], check=False).returncode
-    return failed
+    """Return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
+    chosen, arguments = parser.parse_known_args()
+    if chosen.command == "report":
+        return subprocess.run(
+            [sys.executable, HERE / "report.py", *arguments], check=False
+        ).returncode
+    cases = chosen.cases.split(",")
+    if unknown := sorted(set(cases) - set(CASES)):
+        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    return run(cases, arguments)
 
 
 if __name__ == "__main__":

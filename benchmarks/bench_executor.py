@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from harness import Figures, Row, cpu_seconds, measure, options, percentile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 WARM_UP = 200  # calls that are not counted
+MEBIBYTE = 1 << 20
 
 
 def same(value: int) -> int:
@@ -84,10 +86,50 @@ def one_by_one_turn(player: ModuleType, count: int) -> Figures:
     }
 
 
+def negative(array: Any) -> Any:
+    """Return as much as was sent."""
+    return -array
+
+
+def arrays_turn(player: ModuleType, count: int) -> Figures:
+    """Send arrays and get as large ones back, two at a time."""
+    import numpy as np
+
+    array = np.ones(MEBIBYTE // 8)
+
+    def both_ways(executor: Any, count: int) -> None:
+        futures: deque[Any] = deque()
+        for _ in range(count):
+            futures.append(executor.submit(negative, array))
+            if len(futures) > WORKERS:
+                check(futures.popleft().result())
+        while futures:
+            check(futures.popleft().result())
+
+    def check(result: Any) -> None:
+        if result[0] != -1 or result[-1] != -1 or result.nbytes != MEBIBYTE:
+            raise AssertionError("another array came back")
+
+    return calls(both_ways, player, count)
+
+
+def whole_turn(player: ModuleType, count: int) -> Figures:
+    """Make an executor, make one call, and shut it down."""
+    start = time.perf_counter()
+    for number in range(count):
+        with player.executor(WORKERS) as executor:
+            if executor.submit(same, number).result() != number:
+                raise AssertionError("the call returned something else")
+    seconds = time.perf_counter() - start
+    return {"ms": 1e3 * seconds / count, "seconds": seconds}
+
+
 ROWS = [
     Row("Executor, submit no-op", "executor", submit_turn, "calls/s", 2_000, 100_000),
     Row("Executor, map no-op, chunksize 1", "executor", map_turn, "calls/s", 2_000, 100_000),
     Row("Executor, submit().result()", "executor", one_by_one_turn, "µs", 1_000, 100_000, True),
+    Row("Executor, 1 MiB array in and out", "executor", arrays_turn, "calls/s", 100, 10_000),
+    Row("Executor, create, one call, shutdown", "executor", whole_turn, "ms", 5, 200, True),
 ]
 
 if __name__ == "__main__":

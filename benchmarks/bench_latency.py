@@ -75,6 +75,7 @@ def round_trips(pinned: bool, connect: Connect, player: ModuleType, trips: int) 
     return {
         "p50 µs": percentile(times, 0.50) / 1e3,
         "p99 µs": percentile(times, 0.99) / 1e3,
+        "p99.9 µs": percentile(times, 0.999) / 1e3,
         "cpu µs/trip": 1e6 * (near_cpu + far_cpu) / trips,
         "seconds": time.perf_counter() - start,
     }

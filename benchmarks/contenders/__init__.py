@@ -4,6 +4,7 @@
 A contender has `NAME` and
 
     queue(maxsize=0)    -> an object with put and get, for processes that are forked later
+    shared_queue()      -> the same, if several processes may put and get
     pipe()              -> two ends with send and recv
     executor(workers)   -> an executor with submit, map and shutdown
 
@@ -25,13 +26,25 @@ BASELINE = "mp_stdlib"
 OURS = "ipcbuf_mp_"
 
 
-def load() -> list[ModuleType]:
-    """Return the contenders that can be imported here, the standard library first."""
+MUST_WORK = ("multiprocessing", "ipcbuf_mp")  # their NAME
+
+
+def load(rivals: str = "all") -> list[ModuleType]:
+    """Return the contenders that can be imported here, the standard library first.
+
+    Besides the standard library and us: *rivals*, by NAME with commas between; "all" or "none".
+    """
+    wanted = {*MUST_WORK, *rivals.split(",")}
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     found = []
     for name in sorted(names, key=[BASELINE, OURS, *names].index):
+        if rivals == "none" and name not in (BASELINE, OURS):
+            continue
         try:
-            found.append(import_module(f"{__name__}.{name}"))
+            player = import_module(f"{__name__}.{name}")
         except ImportError as error:
             print(f"{name} is skipped: {error}", file=sys.stderr)
+            continue
+        if rivals == "all" or player.NAME in wanted:
+            found.append(player)
     return found

@@ -16,6 +16,9 @@ def queue(maxsize: int = 0) -> Any:
     return _context.Queue(maxsize)
 
 
+shared_queue = queue
+
+
 def pipe() -> Any:
     return _context.Pipe()
 
