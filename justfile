@@ -41,11 +41,16 @@ fuzz-guided seconds="20":
     mkdir -p build/corpus
     build/core-fuzzer/fuzz_attach -max_total_time={{seconds}} -max_len=300 -timeout=10 -detect_leaks=0 build/corpus tests/fuzz/corpus
 
+# Faults seeded into a copy of the core, one at a time: the tests must notice each
+mutants *args:
+    python tests/stress/mutants.py {{args}}
+
 # Short seeded runs that kill processes: those of every push
 stress-short: _stress_programs
     build/core-plain/random_kills --kills 5000 --patience 300
     build/core-plain/random_kills --kills 500 --size 4 --workers 8 --patience 300
     pytest -m stress tests/stress/test_kill_rounds.py tests/stress/test_chaos.py
+    IPCBUF_ROUNDS=200 pytest -m stress tests/mp/test_executor_survival.py -k killed
 
 # Seeded runs that kill processes, minutes of them; writes docs/proof.md
 stress *args: _stress_programs
@@ -60,10 +65,45 @@ _stress_programs:
     cmake -S ipcbuf -B build/core-plain -G Ninja -DIPCBUF_SANITIZE=
     cmake --build build/core-plain --target random_kills many_processes test_crash_points test_single_step
 
+# CPython's tests of process pools on both executors; for a Python that lacks them: --tests DIR
+conformance-executor *args:
+    python tests/conformance/executor.py --json docs/conformance-executor.json {{args}}
+
+# Kill workers of busy executors, so many rounds in both modes; and the executor on dask, on joblib
+stress-executor rounds="200":
+    IPCBUF_ROUNDS={{rounds}} pytest -m stress tests/mp/test_executor_survival.py tests/mp/test_executor_dask.py tests/mp/test_joblib.py
+
 # The benchmarks, standard library and ours interleaved
 bench *args:
-    python -m benchmarks {{args}}
+    python -m benchmarks run {{args}}
+    python -m benchmarks report
+
+# CPython's own tests of multiprocessing, on the standard library's classes and on ours; minutes of them
+conformance *args:
+    python tests/conformance/run.py --json docs/conformance.json --table docs/conformance.md {{args}}
+
+# A part of them that changes from day to day
+conformance-short:
+    python tests/conformance/run.py --jobs {{num_cpus()}} --timeout 120 --part 10 --only '^WithProcessesTest(Queue|PoolW|Connection|Poll|PicklingConnections)|^Test(Wait|SimpleQueue|CloseFds|Initializers|PoolNotLeakOnFailure)|^OtherTest'
+
+# A native channel against bare rings, in C++ and in Python
+bench-native *args:
+    cmake -S ipcbuf -B build/bench -G Ninja -DCMAKE_BUILD_TYPE=Release -DIPCBUF_BUILD_TESTS=OFF -DIPCBUF_BUILD_BENCHMARKS=ON
+    cmake --build build/bench
+    python benchmarks/bench_native.py {{args}}
+    python -m benchmarks report
 
 # Write the compiled module's stub anew
 stub:
     python -m nanobind.stubgen -q -m ipcbuf._native -p ipcbuf/binding/stub.pat -o ipcbuf/_native.pyi
+
+# The documentation as a website, build/site; any warning is an error. `just docs serve` shows it live
+docs command="build":
+    NO_MKDOCS_2_WARNING=1 mkdocs {{ if command == "build" { "build --strict" } else { command } }}
+
+# The source distribution, and from it a wheel of the running Python for other machines; in dist/
+wheels:
+    rm -rf dist build/wheels
+    python -m build --outdir build/wheels
+    auditwheel repair --wheel-dir dist build/wheels/*.whl
+    cp build/wheels/*.tar.gz dist

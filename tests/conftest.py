@@ -50,6 +50,33 @@ _STDERR = pytest.StashKey[int]()
 # --- the run --------------------------------------------------------------------------------------
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--twins",
+        action="store_true",
+        help="run the contract tests on the standard library with every start method, not only fork",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the standard library's half of the contract tests to fork, unless `--twins`.
+
+    It shows that the tests are right, which does not depend on how a process is started.
+    """
+    if config.getoption("twins"):
+        return
+    left_out = {item for item in items if _is_slow_twin(item)}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_slow_twin(item: pytest.Item) -> bool:
+    kind, call = getattr(item, "cls", None), getattr(item, "callspec", None)
+    if kind is None or call is None or "StandardLibrary" not in kind.__name__:
+        return False
+    return any(value in ("spawn", "forkserver") for value in call.params.values())
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Children import test modules by name. At the end: what is installed comes first.
     sys.path.append(str(ROOT))
