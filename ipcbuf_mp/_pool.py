@@ -367,14 +367,16 @@ class Pool:
         modules = () if self._forks else self._modules()
         gate = None if leaving is None else Gate()
         ends = (self._task_receiver, self._result_sender, _our_lifeline(), self._board, slot)
+        hears_ctrl_c = signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         # The environment is unpickled first: later ones may import what reads it.
         process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
             target=_worker.serve,
-            args=(self._environment, *ends, self._worker_options, modules, gate),
+            args=(self._environment, *ends, self._worker_options, hears_ctrl_c, modules, gate),
         )
         self.is_starting = True
         try:
-            process.start()
+            with _worker.sigint_blocked(process, self.context.get_start_method()):
+                process.start()
         except BaseException:
             if gate is not None:
                 gate.close()

@@ -5,9 +5,10 @@ A worker takes the oldest task, says on the board that it is busy with it, runs 
 came of it, and is idle again. `_pool.py` is the other side.
 
 Signals
-  SIGINT, from Ctrl-C, reaches the whole process group: it interrupts tasks, but not a worker
-  between them. A worker interrupted at the wrong instruction would lose a task that it has just
-  taken. What happens to the tasks still waiting is for the parent to say.
+  SIGINT, from Ctrl-C, reaches the whole process group: it interrupts tasks and initializers, but
+  not a worker that starts or is between tasks. A worker interrupted at the wrong instruction would
+  lose a task that it has just taken. What happens to the tasks still waiting is for the parent to
+  say.
   INTERRUPT is sent by the parent to end one task; its number is on the board, so that a signal
   that comes too late hits nobody.
 """
@@ -24,6 +25,7 @@ import time
 from concurrent.futures._base import LOGGER
 from concurrent.futures.process import _ExceptionWithTraceback
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ from ._references import call_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.process import BaseProcess
 
     from ._lifeline import Gate, Lifeline
 
@@ -76,6 +79,37 @@ def _set_environment(variables: dict[str, str]) -> Environment:
     return Environment(variables)
 
 
+class DeafName(str):
+    """The name of a worker; as soon as it is unpickled, which is early, SIGINT is blocked there."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A fork server's child may not be able to import this module yet.
+        code = f"__import__('signal').pthread_sigmask({signal.SIG_BLOCK:d}, [{signal.SIGINT:d}])"
+        return eval, (f"({code}, {str(self)!r})[1]",)
+
+
+@contextlib.contextmanager
+def sigint_blocked(process: BaseProcess, method: str | None) -> Iterator[None]:
+    """Start *process* in here: it is deaf for SIGINT until `serve` has a handler for it.
+
+    A child inherits what its parent blocks. That of a fork server inherits from the server, which
+    must not block anything for all the others.
+    """
+    if method == "forkserver":
+        process.name = DeafName(process.name)
+        yield
+        return
+    if method == "spawn":
+        resource_tracker.ensure_running()  # to start it unblocks what we block
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
 @dataclass(frozen=True)
 class WorkerOptions:
     """What all workers of a pool are told."""
@@ -99,14 +133,20 @@ def serve(
     board: Board,
     slot: int,
     options: WorkerOptions,
+    hears_ctrl_c: bool,
     modules: Iterable[str] = (),
     gate: Gate | None = None,
 ) -> None:
     """Run tasks until told to stop. The main function of a worker process.
 
+    *hears_ctrl_c* says that SIGINT was blocked only while this worker started.
     *modules* are those of the functions that wait; the first tasks need not wait for them.
     """
-    global _row
+    global _row, _in_task
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_ctrl_c)
+    if hears_ctrl_c:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.update(environment)  # of a forked worker
     lifeline.hang_on()
     board.keep_traceback(slot)
@@ -116,13 +156,15 @@ def serve(
         _forward_logging(results, options.log_level)
     if options.initializer is not None:
         try:
-            options.initializer(*options.initargs)
+            try:
+                _in_task = True
+                options.initializer(*options.initargs)
+            finally:
+                _in_task = False
         except BaseException as error:
             LOGGER.critical("Exception in initializer:", exc_info=True)
             results.send_object((os.getpid(), FAILED, text_of(error)))
             return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _on_ctrl_c)
     for name in modules:
         with contextlib.suppress(BaseException):  # the task that needs it will raise the same
             importlib.import_module(name)

@@ -208,10 +208,11 @@ class Held:
         self._release.touch()
 
 
-def run_script(text: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a program of its own, leading a session of its own."""
+def run_script(program: str | Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a program of its own, its text or its file, leading a session of its own."""
+    which = [str(program)] if isinstance(program, Path) else ["-c", dedent(program)]
     return subprocess.Popen(
-        [sys.executable, "-c", dedent(text), *arguments],
+        [sys.executable, *which, *arguments],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -1234,6 +1235,62 @@ class TestIpcbuf(ExecutorContract):
         assert errors.rstrip().endswith("KeyboardInterrupt")
         assert "Process " not in errors  # no worker printed one of its own
         wait_until(lambda: members_of_session(script.pid) == [])
+
+    def test_ctrl_c_does_not_end_a_worker_that_starts(
+        self, start_method: str, tmp_path: Path
+    ) -> None:
+        program = tmp_path / "program.py"
+        program.write_text(
+            dedent(
+                """
+                import multiprocessing, os, signal, sys
+                from ipcbuf_mp import ProcessPoolExecutor
+
+                def press_ctrl_c():
+                    os.kill(os.getpid(), signal.SIGINT)
+
+                if __name__ == "__main__":
+                    os.register_at_fork(after_in_child=press_ctrl_c)
+                    context = multiprocessing.get_context(sys.argv[1])
+                    with ProcessPoolExecutor(1, mp_context=context) as executor:
+                        print(executor.submit(abs, -1).result())
+                else:
+                    press_ctrl_c()
+                """
+            )
+        )
+
+        status, output, errors = finish_script(run_script(program, start_method))
+
+        assert (status, output, errors) == (0, "1\n", "")
+
+    def test_ctrl_c_ends_an_initializer(self, start_method: str) -> None:
+        script = run_script(
+            """
+            import multiprocessing, signal, sys
+            from ipcbuf_mp import ProcessPoolExecutor
+            from concurrent.futures.process import BrokenProcessPool
+
+            if __name__ == "__main__":
+                context = multiprocessing.get_context(sys.argv[1])
+                with ProcessPoolExecutor(
+                    1,
+                    mp_context=context,
+                    initializer=signal.raise_signal,
+                    initargs=(signal.SIGINT,),
+                ) as executor:
+                    try:
+                        executor.submit(abs, -1).result()
+                    except BrokenProcessPool:
+                        print("broken")
+            """,
+            start_method,
+        )
+
+        status, output, errors = finish_script(script)
+
+        assert (status, output) == (0, "broken\n")
+        assert "KeyboardInterrupt" in errors
 
     def test_an_executor_with_an_error_in_main_ends(self, start_method: str) -> None:
         script = run_script(
