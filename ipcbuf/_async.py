@@ -135,6 +135,11 @@ def arecv_object(receiver: Receiver, timeout: float | None) -> Any:
     return _call(receiver, partial(receiver.recv_object, 0), ChannelEmpty, timeout)
 
 
+def arecv_leased(receiver: Receiver, timeout: float | None) -> Any:
+    """As `Receiver.recv_leased`."""
+    return _call(receiver, partial(receiver.recv_leased, 0), ChannelEmpty, timeout)
+
+
 def asend(sender: Sender, data: Any, timeout: float | None) -> Any:
     """As `Sender.send`."""
     return _call(sender, partial(sender.send, data, timeout=0), ChannelFull, timeout)

@@ -585,6 +585,9 @@ class Receiver:
     def arecv_object(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """Return the oldest message as `recv_object`, for `await`; see `arecv`."""
 
+    def arecv_leased(self, timeout: float | None = None) -> Coroutine[Any, Any, Leased]:
+        """Take the oldest message as `recv_leased`, for `await`; see `arecv`."""
+
     def recv_task(self, timeout: float | None = None) -> Task:
         """Start and return the oldest task that was not cancelled."""
 

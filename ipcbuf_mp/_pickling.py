@@ -12,6 +12,10 @@ Which reducers apply
   nobody did, contiguous arrays of numbers do not come here at all, unless they lie within
   something that does.
 
+  A program that puts a pickler of its own in the place of that class (`context.reducer = …`),
+  or gives it a `reducer_override`, is obeyed: its pickler does all that comes here, with nothing
+  beside the pickle. Arrays that do not come here are no business of it.
+
 What goes beside the pickle
   A contiguous buffer of at least `LARGE` bytes goes into a heap block of its own, at most
   `MOST_BUFFERS` of them in a message. The receiver's object is a view of that block. So does
@@ -35,6 +39,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import multiprocessing.context
 import os
 import pickle
 import sys
@@ -166,6 +171,14 @@ def _goes_in_band(
     return False
 
 
+def _pickler_of_program() -> Any:
+    """Return the class that the program has put in the place of the standard library's, or None."""
+    pickler: Any = multiprocessing.context.reduction.ForkingPickler  # type: ignore[attr-defined]
+    if pickler is ForkingPickler and "reducer_override" not in ForkingPickler.__dict__:
+        return None
+    return pickler
+
+
 _idle: list[_Encoder] = []
 
 # Python resets the locks of modules that are being imported in no child: one that is forked while
@@ -199,6 +212,9 @@ def dumps(obj: object) -> tuple[bytes, list[memoryview] | None]:
 def _dumps_by_pickle(
     obj: object, tickets_beside: bool = True
 ) -> tuple[bytes, list[memoryview] | None]:
+    pickler = _pickler_of_program()
+    if pickler is not None:
+        return bytes(pickler.dumps(obj)), None
     try:
         encoder = _idle.pop()
     except IndexError:
@@ -245,12 +261,17 @@ def loads(payload: Buffer, buffers: Sequence[Any]) -> Any:
     if not (payload[0] if type(payload) is bytes else memoryview(payload)[0]):
         return Late(payload, buffers)
     try:
-        if buffers:
-            return pickle.loads(payload, buffers=buffers)
-        return pickle.loads(payload)
+        return _loads(payload, buffers)
     except BaseException as error:
         _unread.of = id(error), bytes(memoryview(payload)[:_BEGINNING])
         raise
+
+
+def _loads(payload: Buffer, buffers: Sequence[Any]) -> Any:
+    if buffers:
+        return pickle.loads(payload, buffers=buffers)
+    pickler = _pickler_of_program()
+    return pickle.loads(payload) if pickler is None else pickler.loads(payload)
 
 
 _unread = threading.local()
@@ -316,12 +337,12 @@ class Late:
 
     def load(self, size: int) -> Any:
         """Return the object behind a head of *size* bytes. What unpickling raises is raised."""
-        return pickle.loads(memoryview(self.payload)[1 + size :], buffers=self.buffers or ())
+        return _loads(memoryview(self.payload)[1 + size :], self.buffers or ())
 
 
 def dump_bytes(obj: object) -> bytes:
     """Return the pickle that `multiprocessing` would have sent for *obj*."""
-    return bytes(ForkingPickler.dumps(obj))
+    return bytes((_pickler_of_program() or ForkingPickler).dumps(obj))
 
 
 # -- numpy arrays -----------------------------------------------------------------------------

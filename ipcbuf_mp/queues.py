@@ -580,11 +580,13 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue):
 
     def _get_leased(self, block: bool, timeout: float | None) -> T:
         try:
-            lease = self.receiver.recv_leased(timeout if block else 0)
+            return self._load(self.receiver.recv_leased(timeout if block else 0))
         except ipcbuf.ChannelEmpty:
             raise Empty from None
         except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
             raise ShutDown from None
+
+    def _load(self, lease: ipcbuf.Leased) -> T:
         try:
             obj: T = lease.load()
         except BaseException:
@@ -595,8 +597,14 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue):
 
     async def aget(self, timeout: float | None = None) -> T:
         """Return the oldest object, for `await`, to be reported by `task_done`."""
+        self._require_open()
         if self.sender.leased:
-            raise TypeError("a queue with lease=True has no aget()")
+            try:
+                return self._load(await self.receiver.arecv_leased(timeout))
+            except ipcbuf.ChannelEmpty:
+                raise Empty from None
+            except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
+                raise ShutDown from None
         self._tally.enter()
         obj = await super().aget(timeout)
         self._tally.add(1)

@@ -162,6 +162,15 @@ void bind_receiver(nb::module_& m) {
           nb::sig(
               "def arecv_object(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]"),
           "Return the oldest message as `recv_object`, for `await`; see `arecv`.")
+      .def(
+          "arecv_leased",
+          [](nb::handle self, nb::handle timeout) {
+            return in_event_loop("arecv_leased", self, timeout);
+          },
+          nb::arg("timeout") = nb::none(),
+          nb::sig("def arecv_leased(self, timeout: float | None = None) -> Coroutine[Any, Any, "
+                  "Leased]"),
+          "Take the oldest message as `recv_leased`, for `await`; see `arecv`.")
       .def("recv_task", whole<recv_task>, nb::arg("timeout") = nb::none(),
            nb::rv_policy::take_ownership,
            nb::sig("def recv_task(self, timeout: float | None = None) -> Task"),

@@ -11,6 +11,7 @@ import decimal
 import enum
 import functools
 import gc
+import multiprocessing
 import operator
 import pickle
 import struct
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from multiprocessing.reduction import ForkingPickler
+from multiprocessing.reduction import AbstractReducer, ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import hypothesis
@@ -326,6 +327,42 @@ class TestReducers:
             got = channels[0](obj)
             assert type(got) is type(obj)
         assert channels[0](functools.partial(int, "11", base=2))() == 3
+
+    def test_a_reducer_override_counts(
+        self, channels: list[Callable[[Any], Any]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def reducer_override(_pickler: object, obj: object) -> Any:
+            return (str, ("overridden",)) if type(obj) is Plain else NotImplemented
+
+        monkeypatch.setattr(ForkingPickler, "reducer_override", reducer_override, raising=False)
+
+        for through in channels:
+            assert through([Plain(), 2**70, np.int64(3)]) == ["overridden", 2**70, 3]
+
+    def test_a_pickler_of_the_program_counts(self, channels: list[Callable[[Any], Any]]) -> None:
+        class Reversed(ForkingPickler):
+            @classmethod
+            def dumps(cls, obj: Any, protocol: int | None = None) -> Any:
+                return pickle.dumps(obj, protocol)[::-1]
+
+            @staticmethod
+            def loads(data: Any, **_options: Any) -> Any:  # type: ignore[override]
+                return pickle.loads(bytes(data)[::-1])
+
+        class Reducer(AbstractReducer):
+            ForkingPickler = Reversed  # type: ignore[assignment]
+
+        context: Any = multiprocessing.get_context()
+        before = context.reducer
+        context.reducer = Reducer()
+        try:
+            for through in channels:
+                assert through(datetime.date(2026, 1, 2)) == datetime.date(2026, 1, 2)
+                assert through([1, "text", b"x" * 10_000]) == [1, "text", b"x" * 10_000]
+            payload, buffers = _pickling.dumps(datetime.date(2026, 1, 2))
+            assert (payload[:1], buffers) == (b".", None)
+        finally:
+            context.reducer = before
 
     def test_a_reducer_may_send_something_itself(
         self, channels: list[Callable[[Any], Any]]

@@ -291,6 +291,32 @@ def test_with_leases_the_items_of_the_dead_come_back(context: Any, start: Start)
         q.task_done()
 
 
+def test_with_leases_in_asyncio(context: Any, start: Start) -> None:
+    q, ready = context.JoinableQueue(lease=True), context.Queue()
+    q.put("of the dead")
+    victim = start(context, get_and_die, q, 1, 0, ready)
+    os.kill(ready.get(timeout=PATIENCE), signal.SIGKILL)
+    victim.join(PATIENCE)
+
+    async def talk() -> None:
+        assert await q.aget(PATIENCE) == "of the dead"
+        with pytest.raises(queue.Empty):
+            await q.aget(timeout=MOMENT)
+        getter = asyncio.create_task(q.aget())
+        await asyncio.sleep(0)
+        await q.aput("new")
+        assert await getter == "new"
+        q.task_done()
+        assert q._unfinished_tasks.get_value() == 1
+        q.task_done()
+        q.join()
+        q.shutdown()
+        with pytest.raises(ipcbuf_mp.ShutDown):
+            await q.aget()
+
+    asyncio.run(asyncio.wait_for(talk(), PATIENCE))
+
+
 def test_how_much_is_unfinished_can_be_seen(here: Any) -> None:
     q = here.JoinableQueue()
     q.put_many("abc")
