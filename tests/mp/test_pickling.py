@@ -350,7 +350,7 @@ class TestReducers:
                 return pickle.loads(bytes(data)[::-1])
 
         class Reducer(AbstractReducer):
-            ForkingPickler = Reversed  # type: ignore[assignment]
+            ForkingPickler = Reversed
 
         context: Any = multiprocessing.get_context()
         before = context.reducer
