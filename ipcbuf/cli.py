@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .segment import Segment
+    from .selftest import Result
 
 __all__ = ["main"]
 
@@ -290,7 +291,12 @@ def _doctor(options: argparse.Namespace) -> int:
 def _selftest(options: argparse.Namespace) -> int:
     from .selftest import run
 
-    result = run(options.kills, options.seed)
+    def show(so_far: Result) -> None:
+        text = f"\r{so_far.kills:,} of {options.kills:,} kills, {so_far.messages:,} messages"
+        sys.stderr.write(text + "\n" * (so_far.kills == options.kills or not so_far.ok))
+        sys.stderr.flush()
+
+    result = run(options.kills, options.seed, show if sys.stderr.isatty() else None)
     if options.json:
         _print_json(dataclasses.asdict(result))
     else:

@@ -176,6 +176,19 @@ def test_selftest_says_that_it_passed(capsys: pytest.CaptureFixture[str]) -> Non
     assert run("selftest", "--kills", "5") == cli.OK
 
 
+def test_selftest_shows_how_far_it_is_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+
+    assert run("selftest", "--kills", "101", "--seed", "1") == cli.OK
+
+    first, last = capsys.readouterr().err.split("\r")[1:]
+    assert first.startswith("100 of 101 kills, ")
+    assert last.startswith("101 of 101 kills, ")
+    assert last.endswith(" messages\n")
+
+
 # --- top ------------------------------------------------------------------------------------------
 
 
