@@ -4,16 +4,11 @@
 
 #include "ipcbuf/doorbell.hpp"
 #include "ipcbuf/platform.hpp"
+#include "ipcbuf/slice.hpp"
 
 namespace ipcbuf {
 
 using A = Atomics;
-
-namespace {
-constexpr std::int64_t kShortSlice = 20'000'000;
-constexpr std::int64_t kLongSlice = 200'000'000;
-constexpr std::int64_t kFirstSecond = 1'000'000'000;
-}  // namespace
 
 /// In the child of a fork: who was inside is not here.
 void AtomicCell::forget_parents_threads() noexcept {
@@ -57,11 +52,8 @@ Status AtomicCell::wait_slice(std::uint64_t old, std::int64_t until_ns, Wait& wa
   Doorbell<> bell(row_.data, s_.asymmetric());
   const std::uint32_t word = bell.announce();  // N1
   if (load() != old) return Status::kOk;
-  const std::int64_t now = platform::monotonic_ns();
-  if (now >= until_ns) return Status::kEmpty;
-  if (wait.began == 0) wait.began = now;
-  const std::int64_t slice = now - wait.began < kFirstSecond ? kShortSlice : kLongSlice;
-  bell.sleep(word, until_ns - now < slice ? until_ns : now + slice);
+  if (platform::monotonic_ns() >= until_ns) return Status::kEmpty;
+  bell.sleep(word, slice_end(until_ns, wait.began));
   return load() != old ? Status::kOk : Status::kSlice;
 }
 

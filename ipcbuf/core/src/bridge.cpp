@@ -12,6 +12,7 @@
 
 #include "ipcbuf/doorbell.hpp"
 #include "ipcbuf/peer_watch.hpp"
+#include "ipcbuf/slice.hpp"
 
 namespace ipcbuf {
 

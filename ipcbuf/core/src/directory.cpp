@@ -11,6 +11,7 @@
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/run_heap.hpp"
+#include "ipcbuf/slice.hpp"
 #include "ipcbuf/static_area.hpp"
 
 namespace ipcbuf {
@@ -22,9 +23,6 @@ namespace {
 constexpr std::uint32_t kNoRow = UINT32_MAX;
 constexpr std::uint64_t kNoId = UINT64_MAX;
 constexpr std::uint32_t kFirstBits = 6;
-constexpr std::int64_t kShortSlice = 20'000'000;
-constexpr std::int64_t kLongSlice = 200'000'000;
-constexpr std::int64_t kFirstSecond = 1'000'000'000;
 
 std::uint64_t hash_of(const ChannelKey& key) noexcept {
   std::uint64_t words[sizeof key / 8];
@@ -287,12 +285,6 @@ bool has_users(Segment& s, std::uint32_t id) {
   return false;
 }
 
-std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept {
-  const std::int64_t now = platform::monotonic_ns();
-  if (wait.began == 0) wait.began = now;
-  const std::int64_t slice = now - wait.began < kFirstSecond ? kShortSlice : kLongSlice;
-  return until_ns - now < slice ? until_ns : now + slice;
-}
 std::int64_t one_slice() noexcept { return platform::monotonic_ns() + kShortSlice; }
 
 }  // namespace
@@ -492,7 +484,7 @@ Status wait_for_key_slice(Segment& s, const ChannelKey& key, std::int64_t until_
   const Status status = find_channel_slice(s, key, id);
   if (status != Status::kNotFound) return status;
   if (platform::monotonic_ns() >= until_ns) return Status::kEmpty;
-  platform::futex_wait(&s.header().directory_changes, seen, slice_end(until_ns, wait));
+  platform::futex_wait(&s.header().directory_changes, seen, slice_end(until_ns, wait.began));
   return Status::kSlice;
 }
 

@@ -12,6 +12,7 @@
 #include "ipcbuf/hold_list.hpp"
 #include "ipcbuf/platform.hpp"
 #include "ipcbuf/reaper.hpp"
+#include "ipcbuf/slice.hpp"
 #include "ipcbuf/thread_heap.hpp"
 #include "ipcbuf/ticket.hpp"
 
@@ -21,9 +22,6 @@ using A = Atomics;
 
 namespace {
 
-constexpr std::int64_t kShortSlice = 20'000'000;
-constexpr std::int64_t kLongSlice = 200'000'000;
-constexpr std::int64_t kFirstSecond = 1'000'000'000;
 constexpr std::int64_t kMaxSpin = 60'000;  // ns: about what waking a sleeper costs
 constexpr std::int64_t kMinSpin = 2'000;
 // ns. Whoever knows of a death has heard of it behind the hang-up, from `wait` or a descriptor, and
@@ -64,10 +62,6 @@ inline void copy_from_record(std::byte* to, const std::byte* from, std::uint32_t
 static_assert(kMaxInline % 16 == 0);
 
 }  // namespace
-
-std::int64_t slice_ns(std::int64_t waited_ns) noexcept {
-  return waited_ns < kFirstSecond ? kShortSlice : kLongSlice;
-}
 
 void mark_sleeper(BellRow& bell, Token me, std::int64_t since_ns) noexcept {
   // relaxed: for people, who may see one without the other
@@ -290,17 +284,10 @@ Status Endpoint::peer_gone(bool prove) noexcept {
   return verdict();
 }
 
-std::int64_t Endpoint::slice_end(std::int64_t until_ns, Wait& wait) noexcept {
-  const std::int64_t now = platform::monotonic_ns();
-  if (wait.began == 0) wait.began = now;
-  const std::int64_t slice = slice_ns(now - wait.began);
-  return until_ns - now < slice ? until_ns : now + slice;
-}
-
 /// How long an attempt waits for the lock of a shared end: a slice, and not beyond the caller's
 /// time, but long enough for who is inside and runs to leave. A stopped process stays inside.
 std::int64_t Endpoint::lock_end(std::int64_t until_ns, Wait& wait) noexcept {
-  const std::int64_t end = slice_end(platform::kForever, wait);
+  const std::int64_t end = slice_end(platform::kForever, wait.began);
   if (until_ns >= end) return end;
   return std::max(until_ns, platform::monotonic_ns() + kShortSlice);
 }
@@ -356,7 +343,7 @@ void Endpoint::sleep(Doorbell<>& bell, std::int64_t until_ns, Wait& wait, Ready&
   const std::uint32_t word = bell.announce();  // D1
   if (ready()) return;
   wait.slept = true;
-  const std::int64_t end = slice_end(until_ns, wait);
+  const std::int64_t end = slice_end(until_ns, wait.began);
   mark_asleep(wait);
   bell.sleep(word, end);
 }
@@ -865,7 +852,7 @@ void ReceiverEnd::wait_data(std::int64_t until_ns, Wait& wait) noexcept {
   // No flag is needed: the byte stands as long as the ring is not empty (D4). It may stand longer
   // while nobody watches, so that a receiver that does not sleep costs no system call.
   drain_if_empty(kBellToken);
-  const std::int64_t end = slice_end(until_ns, wait);
+  const std::int64_t end = slice_end(until_ns, wait.began);
   mark_asleep(wait);
   platform::FdEvents events;
   if (platform::poll_fd(bell_fd_, end, events) > 0 && events.hangup) hangup_ = true;

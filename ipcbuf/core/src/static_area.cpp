@@ -6,15 +6,12 @@
 
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/platform.hpp"
+#include "ipcbuf/slice.hpp"
 #include "ipcbuf/thread_heap.hpp"
 
 namespace ipcbuf {
 
 using A = Atomics;
-
-namespace {
-constexpr std::int64_t kSlice = 20'000'000;
-}
 
 Status make_area(Segment& s, std::uint32_t id, std::uint64_t length, Failure& why) {
   std::uint64_t offset = 0;
@@ -62,7 +59,7 @@ Status begin_init_slice(Segment& s, std::uint32_t id, bool has_init) noexcept {
   };
   if (nothing_to_do()) return Status::kOk;
   const bool held = row.sender.lock.acquire(
-      s.token(), platform::monotonic_ns() + kSlice, [&](Token t) { return s.is_dead(t); },
+      s.token(), platform::monotonic_ns() + kShortSlice, [&](Token t) { return s.is_dead(t); },
       [&] { A::fetch_add(s.header().takeovers, 1); });
   if (!held) return Status::kSlice;
   if (!nothing_to_do()) {

@@ -8,6 +8,7 @@
 
 #include "ipcbuf/bridge.hpp"
 #include "ipcbuf/doorbell.hpp"
+#include "ipcbuf/slice.hpp"
 
 namespace ipcbuf {
 

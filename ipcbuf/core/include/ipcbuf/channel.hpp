@@ -120,9 +120,6 @@ struct Incoming {
   alignas(16) std::byte payload[kMaxInline];
 };
 
-/// How long a wait that began so long ago sleeps at most before it looks whether its peer lives.
-[[nodiscard]] std::int64_t slice_ns(std::int64_t waited_ns) noexcept;
-
 /// A descriptor that the bridge makes readable (bridge.hpp). Under the bridge's mutex, but for
 /// `fd`, which a fork in the middle of a wait sets to -1.
 struct Alarm {
@@ -217,7 +214,6 @@ class Endpoint {
   [[nodiscard]] bool open_end(std::uint64_t offset) noexcept;
   /// kOk: the other side may still move; kEnded, kBroken: it will not (D7, first look).
   [[nodiscard]] Status peer_gone(bool prove) noexcept;
-  [[nodiscard]] static std::int64_t slice_end(std::int64_t until_ns, Wait& wait) noexcept;
   [[nodiscard]] static std::int64_t lock_end(std::int64_t until_ns, Wait& wait) noexcept;
   bool let_gather() noexcept;
   template <class Ready>
