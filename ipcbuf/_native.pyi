@@ -102,6 +102,19 @@ class Segment:
         Say whether a task still waits or runs. False: its memory was freed, by whoever ran it after its result was sent, or because he died and was buried by `reap`.
         """
 
+    def reserve_parcels(self) -> int:
+        """
+        Return a seat for what a process that is about to be started is sent; 0 if none is left.
+
+        What is in it, by `Sender.transit` and its like, goes when that process dies.
+        """
+
+    def address_parcels(self, parcels: int, pid: int, /) -> None:
+        """Say which process that is. Until then it is this one."""
+
+    def drop_parcels(self, parcels: int, /) -> None:
+        """Give up what is in it: nothing was started."""
+
     def reap(self) -> int:
         """Bury the processes that died; return how many there were."""
 
@@ -271,9 +284,9 @@ class Static:
 
     def __len__(self) -> int: ...
 
-    def transit(self) -> int:
+    def transit(self, parcels: int = 0, /) -> int:
         """
-        Keep the memory alive for a handle on its way; `open_static` takes what this returns.
+        Keep the memory alive for a handle on its way, as `Sender.transit`; `open_static` takes what this returns.
         """
 
     def close(self) -> None:
@@ -337,9 +350,9 @@ class Atomic:
     @property
     def segment(self) -> Segment: ...
 
-    def transit(self) -> int:
+    def transit(self, parcels: int = 0, /) -> int:
         """
-        Keep the cell alive for a handle on its way; `open_atomic` takes what this returns.
+        Keep the cell alive for a handle on its way, as `Sender.transit`; `open_atomic` takes what this returns.
         """
 
     def close(self) -> None:
@@ -493,9 +506,9 @@ class Sender:
     def has_receivers(self) -> bool:
         """Say whether a living process has the receiving end."""
 
-    def transit(self) -> int:
+    def transit(self, parcels: int = 0, /) -> int:
         """
-        Keep the channel alive for a handle on its way; `open_sender` takes what this returns.
+        Keep the channel alive for a handle on its way, among *parcels* of `reserve_parcels` if it goes to a new process; `open_sender` takes what this returns.
         """
 
     def close(self) -> None:
@@ -625,9 +638,9 @@ class Receiver:
             SegmentError: The system refused a descriptor or a thread.
         """
 
-    def transit(self) -> int:
+    def transit(self, parcels: int = 0, /) -> int:
         """
-        Keep the channel alive for a handle on its way; `open_receiver` takes what this returns.
+        Keep the channel alive for a handle on its way, among *parcels* of `reserve_parcels` if it goes to a new process; `open_receiver` takes what this returns.
         """
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 """The ends of channels as handles, and what there is under a key: how they travel.
 
 A fork inherits all of them. A pickled one keeps its channel alive until it was unpickled once;
-if the receiver of the pickle dies before that, until the sender of the pickle ends.
+if the receiver of the pickle dies before that, until the sender of the pickle ends. One that goes
+to a process that is being started ends with that process (`_parcels.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._native import Atomic, Receiver, Sender, Static
+from ._parcels import transit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,37 +56,37 @@ class ChannelInfo(NamedTuple):
 def _reduce(end: Sender | Receiver) -> tuple[Callable[..., object], tuple[Any, ...]]:
     bell = reduction.DupFd(end.bell_fd) if end.bell_fd >= 0 else None
     rebuild = _open_sender if isinstance(end, Sender) else _open_receiver
-    return rebuild, (end.segment, end.channel_id, end.transit(), bell)
+    return rebuild, (end.segment, end.channel_id, transit(end), bell)
 
 
-def _open_sender(segment: Segment, channel_id: int, transit: int, bell: Any) -> Sender:
-    end = segment.open_sender(channel_id, transit)
+def _open_sender(segment: Segment, channel_id: int, parcel: int, bell: Any) -> Sender:
+    end = segment.open_sender(channel_id, parcel)
     if bell is not None:
         end.bell_fd = bell.detach()
     return end
 
 
-def _open_receiver(segment: Segment, channel_id: int, transit: int, bell: Any) -> Receiver:
-    end = segment.open_receiver(channel_id, transit)
+def _open_receiver(segment: Segment, channel_id: int, parcel: int, bell: Any) -> Receiver:
+    end = segment.open_receiver(channel_id, parcel)
     if bell is not None:
         end.bell_fd = bell.detach()
     return end
 
 
 def _reduce_static(area: Static) -> tuple[Callable[..., object], tuple[Any, ...]]:
-    return _open_static, (area.segment, area.channel_id, area.transit())
+    return _open_static, (area.segment, area.channel_id, transit(area))
 
 
-def _open_static(segment: Segment, channel_id: int, transit: int) -> Static:
-    return segment.open_static(channel_id, transit)
+def _open_static(segment: Segment, channel_id: int, parcel: int) -> Static:
+    return segment.open_static(channel_id, parcel)
 
 
 def _reduce_atomic(cell: Atomic) -> tuple[Callable[..., object], tuple[Any, ...]]:
-    return _open_atomic, (cell.segment, cell.channel_id, cell.transit())
+    return _open_atomic, (cell.segment, cell.channel_id, transit(cell))
 
 
-def _open_atomic(segment: Segment, channel_id: int, transit: int) -> Atomic:
-    return segment.open_atomic(channel_id, transit)
+def _open_atomic(segment: Segment, channel_id: int, parcel: int) -> Atomic:
+    return segment.open_atomic(channel_id, parcel)
 
 
 copyreg.pickle(Static, _reduce_static)  # type: ignore[arg-type]

@@ -88,6 +88,7 @@ from ._autopsy import manner_of_death, name_of, oom_kills
 from ._board import SINCE, TASK, Board
 from ._lifeline import Gate, Lifeline
 from ._pickling import first_numbers_of_unread
+from ._process import start_with_parcels
 from ._references import task_of
 from ._watcher import Watcher
 from ._worker import (
@@ -376,7 +377,7 @@ class Pool:
         self.is_starting = True
         try:
             with _worker.sigint_blocked(process, self.context.get_start_method()):
-                process.start()
+                start_with_parcels(process)
         except BaseException:
             if gate is not None:
                 gate.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing.context
 import multiprocessing.process
 import os
+import sys
 import threading
 from multiprocessing.process import BaseProcess
 
@@ -76,6 +77,32 @@ def by_value_if_refused(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return popen_or_by_value
 
 
+def with_parcels(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return *popen*, whose child takes what it was sent with it if it dies before it has it."""
+
+    def popen_with_parcels(process: Any) -> Any:
+        if "ipcbuf" not in sys.modules:  # there is nothing that could be sent
+            return popen(process)
+        from ipcbuf._parcels import Parcels
+
+        with Parcels() as parcels:
+            child = popen(process)
+        parcels.address(child.pid)
+        return child
+
+    return popen_with_parcels
+
+
+def start_with_parcels(process: BaseProcess) -> None:
+    """Start a process of any context, as `with_parcels`."""
+    from ipcbuf._parcels import Parcels
+
+    with Parcels() as parcels:
+        process.start()
+    assert process.pid is not None
+    parcels.address(process.pid)
+
+
 def with_own_server(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return *popen*, which asks the fork server, with a server that is ours.
 
@@ -103,9 +130,9 @@ def with_own_server(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return popen_with_own_server
 
 
-popen_spawn = by_value_if_refused(multiprocessing.context.SpawnProcess._Popen)
+popen_spawn = by_value_if_refused(with_parcels(multiprocessing.context.SpawnProcess._Popen))
 popen_forkserver = with_own_server(
-    by_value_if_refused(multiprocessing.context.ForkServerProcess._Popen)
+    by_value_if_refused(with_parcels(multiprocessing.context.ForkServerProcess._Popen))
 )
 
 

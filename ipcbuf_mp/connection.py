@@ -35,6 +35,7 @@ from multiprocessing.connection import (
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import ipcbuf
+from ipcbuf._parcels import transit
 
 from . import _pickling  # noqa: F401 - it gives ipcbuf the codec for objects
 
@@ -67,7 +68,7 @@ class End(NamedTuple):
     @staticmethod
     def pack(end: ipcbuf.Sender | ipcbuf.Receiver) -> End:
         """Describe *end* and keep its channel alive until the description was unpacked."""
-        return End(end.segment, end.channel_id, end.transit())
+        return End(end.segment, end.channel_id, transit(end))
 
     def sender(self) -> ipcbuf.Sender:
         """Open the sending end here."""

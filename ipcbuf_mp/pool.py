@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ipcbuf
 
 from ._pickling import Late
+from ._process import start_with_parcels
 from .connection import CAPACITY, End
 from .context import default_context
 from .queues import SimpleQueue
@@ -58,6 +59,7 @@ _OUTCOME = struct.Struct("<Q?")  # number of the task, whether it succeeded
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 _AUTOPSY = 10.0  # seconds to wait for the end of a worker whose lease has ended already
+_BURIAL = 1.0  # seconds to wait until somebody has been buried, if nobody is known to be dead
 _PAUSE = 0.1  # seconds after a worker could not be started
 
 
@@ -173,9 +175,6 @@ class _TaskChannel:
     def __setstate__(self, ends: tuple[End, End]) -> None:
         self.sender, self.receiver = ends[0].sender(), ends[1].receiver()
 
-    def ends(self) -> list[ipcbuf.Sender | ipcbuf.Receiver]:
-        return [self.sender, self.receiver]
-
     def drain_until_ended(self, thread: threading.Thread) -> None:
         """Wait for the end of a thread that may be waiting for room."""
         while thread.is_alive():
@@ -222,7 +221,6 @@ class _Staff:
         self._flights: dict[int, _Flight] = {}
         self._deaths: dict[int, tuple[int, int | None]] = {}  # by number of the task, if known
         self._silent: list[tuple[int, int | None]] = []  # of workers that had written no number
-        self._started = 0
         self.senders: list[threading.Thread] = []  # that send tasks anew, or have done so
 
     def fill(self) -> None:
@@ -233,7 +231,6 @@ class _Staff:
             self._board.slot(slot)[0] = 0
             process = self._start(self._board, slot)
             with self._lock:
-                self._started += 1
                 self._slots[process] = slot
                 self.workers.append(process)
             util.debug("added worker")
@@ -260,17 +257,6 @@ class _Staff:
 
     def sentinels(self) -> list[int]:
         return [process.sentinel for process in self.workers]
-
-    def forget_parcels(self, ends: list[ipcbuf.Sender | ipcbuf.Receiver]) -> None:
-        """Give up what workers were sent of *ends*, and had not unpacked when they were killed.
-
-        Nobody else gets these ends from this process, and no worker lives any more.
-        """
-        for end in ends:
-            parcel = End(end.segment, end.channel_id, end.segment.token)
-            unpack = parcel.sender if isinstance(end, ipcbuf.Sender) else parcel.receiver
-            for _ in range(self._started):
-                unpack().close()
 
     def put(self, task: tuple[Any, ...] | None) -> None:
         """Send a task to whichever worker comes first, waiting for room."""
@@ -334,7 +320,7 @@ class _Staff:
 
     def _who_had(self, number: int) -> tuple[int, int | None]:
         """Return process id and exit code of the worker that died with a task."""
-        deadline = time.monotonic() + _AUTOPSY
+        begin = time.monotonic()
         while True:
             with self._lock:
                 if number in self._deaths:
@@ -346,16 +332,19 @@ class _Staff:
                     if self._board.slot(slot)[0] == number
                 ]
             if suspects:
-                wait([process.sentinel for process in suspects], deadline - time.monotonic())
+                wait(
+                    [process.sentinel for process in suspects], begin + _AUTOPSY - time.monotonic()
+                )
             # Not buried yet; where nobody has written the number, it is one of the ended.
             for process in suspects or everybody:
                 if process.exitcode:
                     return process.pid or 0, process.exitcode
-            if not suspects:
-                with self._lock:
-                    return self._silent.pop() if self._silent else (0, None)
-            if time.monotonic() > deadline:
-                return suspects[0].pid or 0, None
+            with self._lock:
+                if not suspects and self._silent:
+                    return self._silent.pop()
+            # The thread that buries may be just about to say so; `exitcode` is None meanwhile.
+            if time.monotonic() - begin > (_AUTOPSY if suspects else _BURIAL):
+                return (suspects[0].pid or 0 if suspects else 0), None
             time.sleep(0.001)
 
 
@@ -539,7 +528,7 @@ class _Starter:
         process = self._make(self._context, target=worker, args=arguments)
         process.name = process.name.replace("Process", "PoolWorker")
         process.daemon = True
-        process.start()
+        start_with_parcels(process)
         return process
 
 
@@ -601,7 +590,6 @@ def _terminate(
         if process.is_alive():
             util.debug(f"cleaning up worker {process.pid}")
             process.join()
-    staff.forget_parcels([*tasks.ends(), results._reader._receiver, results._writer._sender])
 
 
 if not TYPE_CHECKING:

@@ -480,6 +480,10 @@ class _Tally:
         with self._lock:
             self._words[self._at + 1] += count
 
+    def mine(self) -> int:
+        """Return how much this process has got more than it has reported."""
+        return self._words[self._at + 1] if self._pid == os.getpid() else 0
+
     def enter(self) -> None:
         """Write this process in. What it gets is counted from here on."""
         if self._pid == os.getpid():
@@ -525,11 +529,15 @@ class _Unfinished:
         """Return how many objects were put and not yet reported as finished."""
         if self._queue.sender.leased:
             return self._queue.qsize() + len(self._queue._leases)  # of others it is not known
-        put, _ = self._queue.counts()
-        return (put - self._queue._tally.done.load()) % _COUNTED
+        done = self._queue._tally.done.load()
+        return max(0, _ahead(self._queue.counts()[0], done))
 
 
 _COUNTED = 1 << 32  # counts of a channel are modulo that
+
+
+def _ahead(count: int, of: int) -> int:
+    return (count - of + _COUNTED // 2) % _COUNTED - _COUNTED // 2
 
 
 class JoinableQueue(Queue[T], _StdlibJoinableQueue):
@@ -637,14 +645,16 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue):
         done = self._tally.done
         while True:
             before = done.load()
-            left = (ipcbuf.ObjectQueue.counts(self)[0] - before) % _COUNTED
-            if left == 0:
+            # Who puts or gets may be stopped, or killed, before the count of what he has put or
+            # got; so the larger one is right, and what was got here was got.
+            left = max(_ahead(count, before) for count in ipcbuf.ObjectQueue.counts(self))
+            if left <= 0 and not (got_here and self._tally.mine() > 0):
                 raise ValueError("task_done() called too many times")
             if done.compare_exchange(before, before + 1):
                 break
         if got_here:
             self._tally.add(-1)
-        if left == 1:
+        if left <= 1:
             done.notify()
 
     def join(self) -> None:
@@ -658,7 +668,7 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue):
             while not self._is_finished():
                 self._tally.done.wait(self._tally.done.load(), _SLICE / 10)
             return
-        done = self._tally.done
+        done, segment = self._tally.done, self._tally.segment
         stable_since, seen = time.monotonic(), (0, 0, 0)
         while True:
             reported = done.load()
@@ -667,6 +677,8 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue):
             if left == 0:
                 return
             if done.wait(reported, _SLICE / 4) != reported or put != got:
+                if _ahead(put, got) < 0:
+                    segment.reap()  # somebody was killed before the count of what he had put
                 continue
             now = put, got, reported
             if now != seen:

@@ -141,14 +141,16 @@ void bind_atomic(nb::module_& m, nb::class_<PySegment>& segment) {
           nb::sig("def segment(self) -> Segment"))
       .def(
           "transit",
-          [](PyAtomic& self) {
+          [](PyAtomic& self, Token parcels) {
             require_seat(*self.core);
             return with(self, [&](AtomicCell& c) {
-              check_hold(*self.core, hold_in_transit(*self.core, c.id(), End::kSender));
-              return self.core->token();
+              check_hold(*self.core, hold_in_transit(*self.core, c.id(), End::kSender, parcels));
+              return parcels != 0 ? parcels : self.core->token();
             });
           },
-          "Keep the cell alive for a handle on its way; `open_atomic` takes what this returns.")
+          nb::arg("parcels") = 0, nb::sig("def transit(self, parcels: int = 0, /) -> int"),
+          "Keep the cell alive for a handle on its way, as `Sender.transit`; `open_atomic` takes "
+          "what this returns.")
       .def(
           "close", [](PyAtomic& self) { self.cell.close(); },
           "Let go of the cell. Waits that are under way here go on. Twice is allowed.")

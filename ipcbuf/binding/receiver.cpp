@@ -96,10 +96,10 @@ bool has_data(PyReceiver& self) { return self.end.pending() != 0; }
 std::uint64_t sender_count(PyReceiver& self) { return peers(self, End::kSender); }
 bool has_senders(PyReceiver& self) { return sender_count(self) != 0; }
 
-Token transit(PyReceiver& self) {
+Token transit(PyReceiver& self, Token parcels) {
   require_seat(*self.core);
-  check_hold(*self.core, hold_in_transit(*self.core, self.end.id(), End::kReceiver));
-  return self.core->token();
+  check_hold(*self.core, hold_in_transit(*self.core, self.end.id(), End::kReceiver, parcels));
+  return parcels != 0 ? parcels : self.core->token();
 }
 
 }  // namespace
@@ -192,9 +192,11 @@ void bind_receiver(nb::module_& m) {
            "gets one, and this process a thread that makes it readable.\n\n"
            "Raises:\n    ClosedError: This end was closed here.\n"
            "    SegmentError: The system refused a descriptor or a thread.")
-      .def("transit", whole<transit>,
-           "Keep the channel alive for a handle on its way; `open_receiver` takes what this "
-           "returns.")
+      .def(
+          "transit", whole<transit>, nb::arg("parcels") = 0,
+          nb::sig("def transit(self, parcels: int = 0, /) -> int"),
+          "Keep the channel alive for a handle on its way, among *parcels* of "
+          "`reserve_parcels` if it goes to a new process; `open_receiver` takes what this returns.")
       .def(
           "close", [](PyReceiver& self) { self.end.close(); },
           "Give the end up. The last one closes it for the sender. Twice is allowed.")

@@ -10,6 +10,7 @@
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/diagnosis.hpp"
 #include "ipcbuf/fsck.hpp"
+#include "ipcbuf/parcels.hpp"
 #include "ipcbuf/reaper.hpp"
 #include "ipcbuf/run_heap.hpp"
 #include "ipcbuf/slots.hpp"
@@ -273,6 +274,36 @@ void bind_segment(nb::module_& m) {
            nb::sig("def has_task(self, offset: int, task_id: int, /) -> bool"),
            "Say whether a task still waits or runs. False: its memory was freed, by whoever ran it "
            "after its result was sent, or because he died and was buried by `reap`.")
+      .def(
+          "reserve_parcels",
+          [](const PySegment& self) {
+            const auto core = self.core.get();
+            return run_whole(*core, [&] {
+              require_seat(*core);
+              Token token = 0;
+              return reserve_parcels(*core, token) == Status::kOk ? token : 0;
+            });
+          },
+          "Return a seat for what a process that is about to be started is sent; 0 if none is "
+          "left.\n\nWhat is in it, by `Sender.transit` and its like, goes when that process dies.")
+      .def(
+          "address_parcels",
+          [](const PySegment& self, Token parcels, std::uint32_t pid) {
+            address_parcels(*self.core, parcels, pid);
+          },
+          nb::sig("def address_parcels(self, parcels: int, pid: int, /) -> None"),
+          "Say which process that is. Until then it is this one.")
+      .def(
+          "drop_parcels",
+          [](const PySegment& self, Token parcels) {
+            const auto core = self.core.get();
+            run_whole(*core, [&] {
+              const WithoutGil released;
+              drop_parcels(*core, parcels);
+            });
+          },
+          nb::sig("def drop_parcels(self, parcels: int, /) -> None"),
+          "Give up what is in it: nothing was started.")
       .def(
           "reap",
           [](const PySegment& self) {

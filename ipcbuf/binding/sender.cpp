@@ -133,10 +133,10 @@ bool has_room(PySender& self) { return self.end.has_room(); }
 std::uint64_t receiver_count(PySender& self) { return peers(self, End::kReceiver); }
 bool has_receivers(PySender& self) { return receiver_count(self) != 0; }
 
-Token transit(PySender& self) {
+Token transit(PySender& self, Token parcels) {
   require_seat(*self.core);
-  check_hold(*self.core, hold_in_transit(*self.core, self.end.id(), End::kSender));
-  return self.core->token();
+  check_hold(*self.core, hold_in_transit(*self.core, self.end.id(), End::kSender, parcels));
+  return parcels != 0 ? parcels : self.core->token();
 }
 
 }  // namespace
@@ -196,8 +196,10 @@ void bind_sender(nb::module_& m) {
                    "way included.")
       .def("has_receivers", whole<has_receivers>,
            "Say whether a living process has the receiving end.")
-      .def("transit", whole<transit>,
-           "Keep the channel alive for a handle on its way; `open_sender` takes what this returns.")
+      .def("transit", whole<transit>, nb::arg("parcels") = 0,
+           nb::sig("def transit(self, parcels: int = 0, /) -> int"),
+           "Keep the channel alive for a handle on its way, among *parcels* of "
+           "`reserve_parcels` if it goes to a new process; `open_sender` takes what this returns.")
       .def(
           "close", [](PySender& self) { self.end.close(); },
           "Give the end up. The last one closes it for the receiver. Twice is allowed.")

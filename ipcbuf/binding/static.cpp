@@ -128,13 +128,15 @@ void bind_static(nb::module_& m, nb::class_<PySegment>& segment) {
       .def("__len__", [](const PyStatic& a) { return a.length; })
       .def(
           "transit",
-          [](const PyStatic& a) {
+          [](const PyStatic& a, Token parcels) {
             a.require_open();
             require_seat(*a.core);
-            check_hold(*a.core, hold_in_transit(*a.core, a.id, End::kSender));
-            return a.core->token();
+            check_hold(*a.core, hold_in_transit(*a.core, a.id, End::kSender, parcels));
+            return parcels != 0 ? parcels : a.core->token();
           },
-          "Keep the memory alive for a handle on its way; `open_static` takes what this returns.")
+          nb::arg("parcels") = 0, nb::sig("def transit(self, parcels: int = 0, /) -> int"),
+          "Keep the memory alive for a handle on its way, as `Sender.transit`; `open_static` takes "
+          "what this returns.")
       .def("close", &PyStatic::close, nb::lock_self(),
            "Let go of the memory. Twice is allowed.\n\n"
            "Raises:\n    BufferError: Views of it still exist.")

@@ -62,7 +62,7 @@ std::vector<Struct> structs() {
        sizeof(SlotRow),
        {FIELD(SlotRow, state), FIELD(SlotRow, reaper), FIELD(SlotRow, pid),
         FIELD(SlotRow, has_life_byte), FIELD(SlotRow, pid_namespace), FIELD(SlotRow, start_time),
-        FIELD(SlotRow, pidfs_inode)}},
+        FIELD(SlotRow, pidfs_inode), FIELD(SlotRow, ward)}},
       {"PageInfo",
        sizeof(PageInfo),
        {FIELD(PageInfo, head_back), FIELD(PageInfo, index_pos), FIELD(PageInfo, block_units),

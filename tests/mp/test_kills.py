@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 60
 
 PROGRAM = """
-import os, signal, sys, time, warnings
+import os, signal, sys, threading, time, warnings
 sys.path.append(sys.argv[3])
-import ipcbuf_mp
+import ipcbuf, ipcbuf_mp
 from multiprocessing import forkserver, resource_tracker
 
 LARGE = b"x" * 200_000
@@ -103,6 +103,53 @@ def every_new_worker_of_a_pool(context):
     pool.terminate()
     pool.join()
 
+def ends(receiver):
+    try:
+        got = receiver.recv(50)
+    except ipcbuf.EndOfChannel:
+        return True
+    raise AssertionError(f"received {got!r}")
+
+def process_before_it_begins(context):
+    sender, receiver = ipcbuf.Segment().channel(shared=True)
+    queue = context.Queue(orphan="raise")
+    process = context.Process(target=echo, args=(sender, queue))
+    process.start()
+    kill(process.pid)
+    sender.close()
+    assert ends(receiver)
+    try:
+        queue.get(timeout=50)
+    except EOFError:
+        return
+    raise AssertionError("a queue without others was waited for")
+
+def process_that_is_not_started(context):
+    sender, receiver = ipcbuf.Segment().channel(shared=True)
+    if context.get_start_method() != "fork":
+        try:
+            context.Process(target=echo, args=(sender, threading.Lock())).start()
+        except TypeError:
+            pass
+        else:
+            raise AssertionError("a lock was pickled")
+    sender.close()
+    assert ends(receiver)
+
+def call(argument, function):
+    function(argument)
+
+def process_by_value_that_closes_what_it_has(context):
+    sender, receiver = ipcbuf.Segment().channel(shared=True)
+    process = context.Process(
+        target=call,  # the lambda is refused behind the sender, which has been pickled then
+        args=(sender, lambda sender: (sender.close(), time.sleep(100))),
+    )
+    process.start()
+    sender.close()
+    assert ends(receiver)
+    kill(process.pid)
+
 def receive(connection, others, line):
     for other in others:
         other.close()
@@ -172,6 +219,9 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
         "manager",
         "resource_tracker_process",
         "every_new_worker_of_a_pool",
+        "process_before_it_begins",
+        "process_that_is_not_started",
+        "process_by_value_that_closes_what_it_has",
     ],
 )
 def test_a_kill_of_somebody_else_harms_nobody(

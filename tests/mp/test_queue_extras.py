@@ -317,6 +317,33 @@ def test_with_leases_in_asyncio(context: Any, start: Start) -> None:
     asyncio.run(asyncio.wait_for(talk(), PATIENCE))
 
 
+def test_what_was_got_can_be_reported_before_it_is_counted(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q = here.JoinableQueue()
+    q.put(1)
+    finish_one(q)
+
+    class Uncounted:  # as if who puts and who gets were stopped behind the message
+        get = ipcbuf.ObjectQueue.get
+
+        @staticmethod
+        def counts(queue: Any) -> tuple[int, int]:
+            return 1, 1
+
+    q.put(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(ipcbuf, "ObjectQueue", Uncounted)
+        assert q.get() == 2
+        q.task_done()
+        with pytest.raises(ValueError, match="too many times"):
+            q.task_done()
+        assert q._unfinished_tasks.get_value() == 0
+    q.join()
+    with pytest.raises(ValueError, match="too many times"):
+        q.task_done()
+
+
 def test_how_much_is_unfinished_can_be_seen(here: Any) -> None:
     q = here.JoinableQueue()
     q.put_many("abc")

@@ -222,8 +222,9 @@ Status open_channel(Segment& s, std::uint32_t id, End end, Token transit, Channe
   return Status::kOk;
 }
 
-Status hold_in_transit(Segment& s, std::uint32_t id, End end) {
-  return add_hold(s, hold_list(s, id, end), Hold{HoldKind::kTransit, s.token(), 1});
+Status hold_in_transit(Segment& s, std::uint32_t id, End end, Token parcels) {
+  const Token token = parcels != 0 ? parcels : s.token();
+  return add_hold(s, hold_list(s, id, end), Hold{HoldKind::kTransit, token, 1});
 }
 
 void wake_channel(Segment& s, ChannelRow& row) noexcept {

@@ -242,12 +242,13 @@ Status check_file(const Folder& folder, int fd, FileStatus& file, NamedFailure& 
 /// A row of the slot table as it lies in the file.
 struct SlotCopy {
   std::uint32_t state, reaper, pid, has_life_byte;
-  std::uint64_t pid_namespace, start_time, pidfs_inode, spare[3];
+  std::uint64_t pid_namespace, start_time, pidfs_inode, ward, spare[2];
 };
 static_assert(sizeof(SlotCopy) == sizeof(SlotRow) &&
               offsetof(SlotCopy, pid) == offsetof(SlotRow, pid) &&
               offsetof(SlotCopy, has_life_byte) == offsetof(SlotRow, has_life_byte) &&
-              offsetof(SlotCopy, pidfs_inode) == offsetof(SlotRow, pidfs_inode));
+              offsetof(SlotCopy, pidfs_inode) == offsetof(SlotRow, pidfs_inode) &&
+              offsetof(SlotCopy, ward) == offsetof(SlotRow, ward));
 
 /// Calls `visit(row)` for every living process but `except` until it says false. False: the table
 /// could not be read.
@@ -261,8 +262,10 @@ bool visit_living(int fd, const FileStatus& file, const Preview& seen, Token exc
     return false;
   for (std::uint32_t i = 0; i < rows.size(); ++i) {
     const SlotCopy& row = rows[i];
-    const SlotIdentity who{slot_state(row.state), row.pid,        row.has_life_byte,
-                           row.pid_namespace,     row.start_time, row.pidfs_inode};
+    const Ward ward = ward_of(row.state, row.ward);
+    const SlotIdentity who{
+        slot_state(row.state), row.pid,         row.has_life_byte, row.pid_namespace,
+        row.start_time,        row.pidfs_inode, ward.pid,          ward.started};
     if (who.state == SlotState::kFree) continue;
     if (except != 0 && slot_token(i, row.state) == except) continue;
     if (!is_proven_dead(who, i, here) && !visit(row)) break;
@@ -599,7 +602,7 @@ Status list_named(std::vector<NamedInfo>& out, NamedFailure& why) {
     if (info.status == Status::kOk) {
       info.max_size = seen.constants.max_size;
       const bool is_read = visit_living(fd.get(), file, seen, 0, [&](const SlotCopy& row) {
-        info.pids.push_back(row.pid);
+        if (ward_of(row.state, row.ward).pid == 0) info.pids.push_back(row.pid);
         return true;
       });
       info.is_stale = is_read && info.pids.empty();

@@ -405,8 +405,9 @@ bool Segment::is_dead(Token token) noexcept {
   const SlotState state = slot_state(word);
   if (slot_token(slot_of(token), word) != token || state == SlotState::kFree) return true;
   // Without our descriptor we cannot look at bytes, and prove by process ids only.
-  const SlotIdentity who{state,          row.pid,        row.has_life_byte, row.pid_namespace,
-                         row.start_time, row.pidfs_inode};
+  const Ward ward = ward_of(word, A::load_acquire(row.ward));
+  const SlotIdentity who{state,          row.pid,         row.has_life_byte, row.pid_namespace,
+                         row.start_time, row.pidfs_inode, ward.pid,          ward.started};
   const bool dead = is_proven_dead(who, slot_of(token), {is_lost() ? -1 : fd_, namespace_, inode_});
   // The row may have changed hands while we looked; then the verdict is about nobody.
   return dead && A::load_acquire(row.state) == word;

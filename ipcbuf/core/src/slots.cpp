@@ -41,6 +41,17 @@ bool claim_any(Segment& s, int fd, bool life_bytes, Token& out) {
   return false;
 }
 
+/// Whoever a seat for parcels lives as long as. Without pidfd nobody is ever gone.
+bool is_gone(std::uint32_t pid, std::uint32_t started) noexcept {
+  const int pidfd = platform::pidfd_open(pid);
+  if (pidfd < 0) return pidfd == -ESRCH;
+  platform::FdEvents events;
+  const bool ended = platform::poll_fd(pidfd, 0, events) > 0;
+  platform::close_fd(pidfd);
+  const std::uint64_t now = platform::start_time(pid);
+  return ended || (started != 0 && now != 0 && (now & Ward::kMask) != started);
+}
+
 }  // namespace
 
 Status claim_slot(Segment& s, int fd, bool life_bytes, Token& out) {
@@ -63,6 +74,7 @@ bool is_proven_dead(const SlotIdentity& row, std::uint32_t index, const Vantage&
   if (row.state != SlotState::kAlive) return byte_says_dead;
   if (row.pid_namespace == 0 || row.pid_namespace != from.pid_namespace) return byte_says_dead;
 
+  if (row.ward_pid != 0) return is_gone(row.ward_pid, row.ward_started);
   const int pidfd = platform::pidfd_open(row.pid);
   if (pidfd == -ESRCH) return true;
   if (pidfd < 0)  // no pidfd here: start time and life byte must both say dead
@@ -104,7 +116,7 @@ std::vector<Seat> list_seats(Segment& s) {
     SlotRow& row = s.slot(i);
     const std::uint32_t word = A::load_acquire(row.state);  // L1 acquire, from publish_seat
     const SlotState state = slot_state(word);
-    if (state == SlotState::kFree) continue;
+    if (state == SlotState::kFree || ward_of(word, A::load_acquire(row.ward)).pid != 0) continue;
     const Token token = slot_token(i, word);
     const bool named = state == SlotState::kAlive;
     Seat seat{token, state, named ? row.pid : 0, named && row.pid_namespace == here,

@@ -65,8 +65,9 @@ void activate_channel(Segment& segment, std::uint32_t id) noexcept;
 /// Another endpoint object for an end that is held already, by us or by `transit` for us.
 [[nodiscard]] Status open_channel(Segment& segment, std::uint32_t id, End end, Token transit,
                                   ChannelType type = ChannelType::kRecord);
-/// A hold for a handle on its way to another process.
-[[nodiscard]] Status hold_in_transit(Segment& segment, std::uint32_t id, End end);
+/// A hold for a handle on its way to another process, among `parcels` (parcels.hpp) if not 0.
+[[nodiscard]] Status hold_in_transit(Segment& segment, std::uint32_t id, End end,
+                                     Token parcels = 0);
 /// Gives up a hold; closes the end with its last, and the channel with both ends.
 void drop_endpoint_hold(Segment& segment, std::uint32_t id, End end, HoldKind kind, Token token);
 /// Closes ends without holders; empties and frees the channel if nobody holds it. Takes

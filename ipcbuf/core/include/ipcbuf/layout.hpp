@@ -76,9 +76,30 @@ struct SlotRow {
   std::uint64_t pid_namespace;  // inode, 0 if unknown
   std::uint64_t start_time;     // clock ticks after boot, 0 if unknown
   std::uint64_t pidfs_inode;    // 0 if unknown
-  std::uint64_t spare[3];
+  Atomic<std::uint64_t> ward;   // Ward of a seat for parcels; of another generation: none
+  std::uint64_t spare[2];
 };
 static_assert(sizeof(SlotRow) == 64);
+
+/// Whose death ends a seat that only holds parcels (parcels.hpp). One 64-bit word:
+/// pid | start time << 22 | the seat's generation << 44.
+struct Ward {
+  std::uint32_t generation;
+  std::uint32_t started;  // low bits, 0 if unknown
+  std::uint32_t pid;
+
+  static constexpr std::uint32_t kBits = 22;  // no process id of Linux has more
+  static constexpr std::uint32_t kMask = (1U << kBits) - 1;
+  [[nodiscard]] constexpr std::uint64_t pack() const noexcept {
+    return std::uint64_t{generation} << 2 * kBits | std::uint64_t{started & kMask} << kBits |
+           (pid & kMask);
+  }
+  static constexpr Ward unpack(std::uint64_t word) noexcept {
+    return {static_cast<std::uint32_t>(word >> 2 * kBits),
+            static_cast<std::uint32_t>(word >> kBits) & kMask,
+            static_cast<std::uint32_t>(word) & kMask};
+  }
+};
 
 // ---- page runs ------------------------------------------------------------------------------
 

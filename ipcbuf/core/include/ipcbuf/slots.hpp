@@ -25,7 +25,7 @@ inline constexpr std::uint32_t kSpareSlots = 64;
 [[nodiscard]] Status claim_slot(Segment& segment, int fd, bool life_bytes, Token& out);
 /// Writes this process's identity into a claimed or reserved row and makes it kAlive.
 void publish_seat(Segment& segment, Token token, bool life_bytes);
-/// A row in use, as somebody who looks finds it.
+/// A row in use, but for those that hold parcels, as somebody who looks finds it.
 struct Seat {
   Token token;
   SlotState state;
@@ -46,7 +46,14 @@ struct SlotIdentity {
   std::uint64_t pid_namespace;
   std::uint64_t start_time;
   std::uint64_t pidfs_inode;
+  std::uint32_t ward_pid;  // of a seat for parcels: whose death ends it; else 0
+  std::uint32_t ward_started;
 };
+/// Of a seat whose state word and ward these are: its ward; pid 0 if it is none for parcels.
+constexpr Ward ward_of(std::uint32_t state, std::uint64_t ward) noexcept {
+  const Ward w = Ward::unpack(ward);
+  return w.generation == state >> kSlotBits ? w : Ward{};  // W1
+}
 /// Where this question is asked, and about which file.
 struct Vantage {
   int fd;

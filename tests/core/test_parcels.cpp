@@ -1,0 +1,147 @@
+// SPDX-FileCopyrightText: The ipcbuf authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// test_parcels.cpp - parcels.hpp: handles for a process that dies before it has them.
+#include "fixture.hpp"
+#include "ipcbuf/parcels.hpp"
+#include "ipcbuf/reaper.hpp"
+#include "ipcbuf/slots.hpp"
+
+namespace {
+
+using namespace fixture;
+
+pid_t waiting_child() {
+  return check::in_child([] {
+    for (;;) ::pause();
+  });
+}
+
+Token reserved(Segment& s) {
+  Token parcels = 0;
+  CHECK_EQ(Status::kOk, reserve_parcels(s, parcels));
+  return parcels;
+}
+
+/// The sending end of `pair` is on its way among `parcels`, and nowhere else.
+void send_away(Pair& pair, Token parcels) {
+  CHECK_EQ(Status::kOk, hold_in_transit(pair.s, pair.id, End::kSender, parcels));
+  pair.tx.close();
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
+}
+
+TEST(a_parcel_goes_with_the_process_that_was_to_have_it) {
+  const auto s = make_segment();
+  Pair pair(*s, shared_ends());
+  const Token parcels = reserved(*s);
+  send_away(pair, parcels);
+  const pid_t pid = waiting_child();
+  address_parcels(*s, parcels, static_cast<std::uint32_t>(pid));
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
+  (void)reap_all(*s);
+  CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
+
+  CHECK_EQ(0, ::kill(pid, SIGKILL));  // it is not even waited for
+  CHECK_EQ(Status::kEnded, receive_number(pair.rx, number));
+
+  (void)check::end_of(pid);
+  (void)reap_all(*s);
+  CHECK_EQ(1U, sound(*s).processes);
+}
+
+TEST(one_that_has_been_unpacked_stays) {
+  const auto s = make_segment();
+  Pair pair(*s, shared_ends());
+  const Token parcels = reserved(*s);
+  send_away(pair, parcels);
+  const pid_t pid = waiting_child();
+  address_parcels(*s, parcels, static_cast<std::uint32_t>(pid));
+  CHECK_EQ(Status::kOk, open_channel(*s, pair.id, End::kSender, parcels));
+  SenderEnd here(*s, pair.id);
+
+  (void)check::kill_and_wait(pid);
+  (void)reap_all(*s);
+
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kOk, send_number(here, 3));
+  CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
+  CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
+  here.close();
+}
+
+TEST(what_could_not_be_delivered_is_dropped) {
+  const auto s = make_segment();
+  Pair pair(*s, shared_ends());
+  const Token parcels = reserved(*s);
+  send_away(pair, parcels);
+
+  drop_parcels(*s, parcels);
+
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kEnded, receive_number(pair.rx, number));
+  CHECK_EQ(1U, sound(*s).processes);
+}
+
+TEST(until_they_are_addressed_they_go_with_their_sender) {
+  const auto s = make_segment();
+  Pair pair(*s, shared_ends());
+  int ready[2];
+  CHECK_EQ(0, ::pipe(ready));
+  const pid_t pid = check::in_child([&] {
+    CHECK_EQ(Status::kOk, hold_in_transit(*s, pair.id, End::kSender, reserved(*s)));
+    (void)!::write(ready[1], "y", 1);
+    for (;;) ::pause();
+  });
+  char c = 0;
+  CHECK_EQ(1L, ::read(ready[0], &c, 1));
+  pair.tx.close();
+  ::close(ready[0]), ::close(ready[1]);
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
+
+  (void)check::kill_and_wait(pid);
+  const Status end = receive_number(pair.rx, number);
+  CHECK(end == Status::kEnded || end == Status::kBroken);
+
+  (void)reap_all(*s);
+  CHECK_EQ(1U, sound(*s).processes);
+}
+
+TEST(an_address_that_comes_too_late_says_nothing_about_others) {  // W1
+  const auto s = make_segment();
+  const Token old = reserved(*s);
+  drop_parcels(*s, old);
+  Pair pair(*s, shared_ends());
+  const Token parcels = reserved(*s);
+  CHECK_EQ(slot_of(old), slot_of(parcels));
+  send_away(pair, parcels);
+  const pid_t pid = waiting_child();
+  (void)check::kill_and_wait(pid);
+
+  address_parcels(*s, old, static_cast<std::uint32_t>(pid));
+  (void)reap_all(*s);
+
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
+  drop_parcels(*s, parcels);
+}
+
+TEST(they_are_no_process_to_who_lists_them) {
+  const auto s = make_segment();
+  const Token parcels = reserved(*s);
+  CHECK_EQ(1UL, list_seats(*s).size());
+  drop_parcels(*s, parcels);
+}
+
+TEST(a_ward_is_what_it_was) {
+  const Ward ward = Ward::unpack(Ward{kGenerationMask, Ward::kMask, 4'194'303}.pack());
+  CHECK_EQ(kGenerationMask, ward.generation);
+  CHECK_EQ(Ward::kMask, ward.started);
+  CHECK_EQ(4'194'303U, ward.pid);
+}
+
+}  // namespace
+
+int main(int n, char** v) { return check::run(n, v); }
