@@ -9,7 +9,7 @@ that is known. If it is killed before it has unpickled a handle, that goes with 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -49,7 +49,7 @@ class Parcels:
             if seat:
                 segment.address_parcels(seat, pid)
 
-    def __enter__(self) -> Parcels:
+    def __enter__(self) -> Self:
         self._outer = getattr(_starting, "parcels", None)
         _starting.parcels = self
         return self
