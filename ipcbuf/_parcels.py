@@ -39,7 +39,7 @@ class Parcels:
         for known, seat in self._seats:
             if known is segment:
                 return seat
-        seat = segment.reserve_parcels()
+        seat: int = segment.reserve_parcels()
         self._seats.append((segment, seat))
         return seat
 
