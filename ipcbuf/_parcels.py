@@ -36,9 +36,9 @@ class Parcels:
 
     def of(self, segment: Any) -> int:
         """Return the seat in *segment*; 0 if there is none left, and they are of this process."""
-        for known, seat in self._seats:
+        for known, known_seat in self._seats:
             if known is segment:
-                return seat
+                return known_seat
         seat: int = segment.reserve_parcels()
         self._seats.append((segment, seat))
         return seat
