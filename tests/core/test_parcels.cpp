@@ -109,7 +109,7 @@ TEST(until_they_are_addressed_they_go_with_their_sender) {
   CHECK_EQ(1U, sound(*s).processes);
 }
 
-TEST(an_address_that_comes_too_late_says_nothing_about_others) {  // W1
+TEST(an_address_that_comes_too_late_says_nothing_about_others) {  // V1
   const auto s = make_segment();
   const Token old = reserved(*s);
   drop_parcels(*s, old);

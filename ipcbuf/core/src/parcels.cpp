@@ -35,7 +35,7 @@ void address_parcels(Segment& s, Token parcels, std::uint32_t pid) noexcept {
   Atomic<std::uint64_t>& ward = s.slot(slot_of(parcels)).ward;
   std::uint64_t ours = A::load_acquire(ward);
   if (Ward::unpack(ours).generation == generation_of(parcels))
-    A::compare_exchange(ward, ours, ward_word(parcels, pid));  // W1
+    A::compare_exchange(ward, ours, ward_word(parcels, pid));  // V1
 }
 
 void drop_parcels(Segment& s, Token parcels) { reap(s, parcels); }

@@ -11,8 +11,9 @@
 //   The seat is there before the process is, so at first it dies with us.
 //
 // Invariants
-//   W1  A ward counts only for the generation in it, so one that is written too late, when the
-//       seat has gone to somebody else, says nothing about him.
+//   V1  A ward counts only for the generation in it, so one that is written too late, when the
+//       seat has gone to somebody else, says nothing about him. It is there before the seat is
+//       published (L1), and changes by compare-and-swap alone.
 #pragma once
 
 #include <cstdint>

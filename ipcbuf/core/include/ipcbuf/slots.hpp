@@ -52,7 +52,7 @@ struct SlotIdentity {
 /// Of a seat whose state word and ward these are: its ward; pid 0 if it is none for parcels.
 constexpr Ward ward_of(std::uint32_t state, std::uint64_t ward) noexcept {
   const Ward w = Ward::unpack(ward);
-  return w.generation == state >> kSlotBits ? w : Ward{};  // W1
+  return w.generation == state >> kSlotBits ? w : Ward{};  // V1
 }
 /// Where this question is asked, and about which file.
 struct Vantage {
