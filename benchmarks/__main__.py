@@ -2,9 +2,12 @@
 """Measure everything, and make the tables and pictures from it.
 
 python -m benchmarks run [--cases latency,sizes] [--rivals none] [--rounds 5] …
+python -m benchmarks run --resume
 python -m benchmarks report [--check]
 
-`run` hands on to every benchmark what it does not know itself, and writes results/*.json;
+`run` hands on to every benchmark what it does not know itself, and writes results/*.json; one
+that fails does not keep the others from running. With --resume, what an interrupted run with the
+same arguments has measured is not measured again.
 `report` makes everything else from these (report.py).
 """
 
@@ -21,12 +24,18 @@ CASES = {path.stem.removeprefix("bench_"): path for path in sorted(HERE.glob("be
 
 def run(cases: list[str], arguments: list[str]) -> int:
     """Run the benchmarks one after another; return 0 if all went well."""
-    failed = 0
+    failed = []
     for number, case in enumerate(cases, 1):
         print(f"\n{case} ({number} of {len(cases)})", flush=True)
-        command = [sys.executable, CASES[case], *arguments]
-        failed |= subprocess.run(command, check=False).returncode
-    return failed
+        if subprocess.run([sys.executable, CASES[case], *arguments], check=False).returncode:
+            failed.append(case)
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    elif "--quick" not in arguments:
+        for partial in (HERE / "results").glob("*.part"):  # nothing is left to be resumed
+            if partial.stem in cases:
+                partial.unlink()
+    return int(bool(failed))
 
 
 def main() -> int:
@@ -43,7 +52,11 @@ def main() -> int:
     cases = chosen.cases.split(",")
     if unknown := sorted(set(cases) - set(CASES)):
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
-    return run(cases, arguments)
+    try:
+        return run(cases, arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted; with --resume the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -113,23 +113,11 @@ def arrays_turn(player: ModuleType, count: int) -> Figures:
     return calls(both_ways, player, count)
 
 
-def whole_turn(player: ModuleType, count: int) -> Figures:
-    """Make an executor, make one call, and shut it down."""
-    start = time.perf_counter()
-    for number in range(count):
-        with player.executor(WORKERS) as executor:
-            if executor.submit(same, number).result() != number:
-                raise AssertionError("the call returned something else")
-    seconds = time.perf_counter() - start
-    return {"ms": 1e3 * seconds / count, "seconds": seconds}
-
-
 ROWS = [
     Row("Executor, submit no-op", "executor", submit_turn, "calls/s", 2_000, 100_000),
     Row("Executor, map no-op, chunksize 1", "executor", map_turn, "calls/s", 2_000, 100_000),
     Row("Executor, submit().result()", "executor", one_by_one_turn, "µs", 1_000, 100_000, True),
     Row("Executor, 1 MiB array in and out", "executor", arrays_turn, "calls/s", 100, 10_000),
-    Row("Executor, create, one call, shutdown", "executor", whole_turn, "ms", 5, 200, True),
 ]
 
 if __name__ == "__main__":

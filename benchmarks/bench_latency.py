@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a message takes there and back, and what waiting costs.
+"""How long a message takes there and back.
 
 A round trip: one process sends a number and waits for it to come back from another one. Both are
 pinned to different cores, or not pinned at all; unpinned, whatever blocks in the kernel has two
@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness import Figures, Gate, Peer, Row, cores, cpu_seconds, measure, options, percentile, pin
+from harness import Figures, Peer, Row, cores, cpu_seconds, measure, options, percentile, pin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     Connect = Callable[[ModuleType], Ends]
 
 WARM_UP = 200  # round trips at the beginning that are not counted
-WAIT_SECONDS = 3.0
-TICK_SECONDS = 0.001
+SHARES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99)  # of the distribution, %
 
 
 # --- round trips ----------------------------------------------------------------------------------
@@ -77,6 +76,7 @@ def round_trips(pinned: bool, connect: Connect, player: ModuleType, trips: int) 
         "p99 µs": percentile(times, 0.99) / 1e3,
         "p99.9 µs": percentile(times, 0.999) / 1e3,
         "cpu µs/trip": 1e6 * (near_cpu + far_cpu) / trips,
+        **{f"_{share:g} %": percentile(times, share / 100) / 1e3 for share in SHARES},
         "seconds": time.perf_counter() - start,
     }
 
@@ -91,48 +91,6 @@ def one_pipe(player: ModuleType) -> Ends:
     return (near.send, near.recv), (far.recv, far.send)
 
 
-# --- waiting --------------------------------------------------------------------------------------
-
-
-def wait(get: Get, ready: Gate, messages: int) -> float:
-    """Get messages; return the CPU time of all but the first, which finds everything cold."""
-    get()
-    cpu_start = cpu_seconds()
-    ready.open()
-    for number in range(messages):
-        if get() != number:
-            raise AssertionError(f"message {number} is not what was sent")
-    return cpu_seconds() - cpu_start
-
-
-def blocked_get(player: ModuleType, _scale: int) -> Figures:
-    """Let a process wait three seconds for one message."""
-    queue = player.queue()
-    ready = Gate()
-    waiter = Peer(wait, queue.get, ready, 1)
-    queue.put(-1)
-    ready.wait()
-    time.sleep(WAIT_SECONDS)
-    queue.put(0)
-    return {"cpu ms": 1e3 * waiter.join()}
-
-
-def ticking_get(player: ModuleType, ticks: int) -> Figures:
-    """Let a process wait for a message every millisecond."""
-    queue = player.queue()
-    ready = Gate()
-    waiter = Peer(wait, queue.get, ready, ticks)
-    queue.put(-1)
-    ready.wait()
-    start = time.perf_counter()
-    for number in range(ticks):
-        time.sleep(max(0.0, start + number * TICK_SECONDS - time.perf_counter()))
-        queue.put(number)
-    cpu = waiter.join()
-    seconds = time.perf_counter() - start
-    return {"cpu %": 100 * cpu / seconds, "seconds": seconds}
-
-
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -142,7 +100,7 @@ def trips(name: str, needs: str, connect: Connect, pinned: bool) -> Row:
     return Row(f"{name} round trip, {where}", needs, turn, "µs", 2_000, 200_000, True)
 
 
-def rows(quick: bool) -> list[Row]:
+def rows() -> list[Row]:
     found = []
     for name, needs, connect in ("Queue", "queue", two_queues), ("Pipe", "pipe", one_pipe):
         if len(cores()) > 1:
@@ -150,11 +108,8 @@ def rows(quick: bool) -> list[Row]:
         else:
             print("only one core: no pinned round trips", file=sys.stderr)
         found.append(trips(name, needs, connect, pinned=False))
-    ticking = Row("Queue, a message every ms", "queue", ticking_get, "%", 1_000, 1_000, True)
-    blocked = Row("Queue, get blocked for 3 s", "queue", blocked_get, "ms", 1, 1, True)
-    return [*found, ticking, *([] if quick else [blocked])]
+    return found
 
 
 if __name__ == "__main__":
-    chosen = options(__doc__)
-    sys.exit(measure(rows(chosen.quick), chosen))
+    sys.exit(measure(rows(), options(__doc__)))

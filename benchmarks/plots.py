@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures: throughput over size, round trips, scaling, and who goes on after a kill.
+"""The pictures: throughput over size, round trips and their distribution, scaling, kills.
 
 Written to results/*.svg and *.png with matplotlib; without it, they stay as they are.
 """
@@ -22,6 +22,7 @@ COLOURS = {
     "ipcbuf_mp": "#0b6fa4",
     "faster-fifo": "#d1812c",
     "pyzmq": "#6a9a3b",
+    "iceoryx2": "#8a5aa8",
 }
 NAMES = {"multiprocessing": "standard library", "ipcbuf_mp": "ipcbuf"}
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
@@ -47,13 +48,13 @@ def write(load: Load) -> None:
             "figure.constrained_layout.use": True,
         }
     )
-    for benchmark, (name, draw, _) in PICTURES.items():
+    for name, (benchmark, draw, _) in PICTURES.items():
         result = load(benchmark)
         if result is None:
             continue
         figure, axes = plt.subplots(figsize=(6.4, 3.4))
         draw(axes, result["rows"])
-        for suffix in ("svg", "png"):
+        for suffix in ("svg", "png") if axes.has_data() else ():
             metadata = {"Date": None} if suffix == "svg" else None
             figure.savefig(RESULTS / f"{name}.{suffix}", dpi=150, metadata=metadata)
         plt.close(figure)
@@ -115,6 +116,30 @@ def round_trips(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_title("Round trips between two cores")
 
 
+def distribution(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Draw which share of the queue's round trips took longer than how long."""
+    found = [row for row in rows if row["name"] == "Queue round trip, on two cores"]
+    for name, figures in medians(found[0]).items() if found else ():
+        points = [
+            (1 - float(key.strip("_ %")) / 100, value)
+            for key, value in figures.items()
+            if key.startswith("_")
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", ms=3, **style_of(name))
+    if not axes.has_data():
+        return
+    axes.set(
+        xscale="log", yscale="log", ylabel="µs there and back", xlabel="share that took longer"
+    )
+    shares = [0.99, 0.5, 0.1, 0.01, 0.001, 0.0001]
+    axes.set_xticks(shares, [f"{100 * share:g} %" for share in shares])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.set_title("Queue: round trips between two cores")
+    axes.legend(frameon=False)
+
+
 def scaling(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Draw messages per second over how many processes there are at each end."""
     lines: dict[str, list[tuple[int, float]]] = {}
@@ -137,7 +162,8 @@ def scaling(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 def kills(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Draw in how many rounds the others hang after one process was killed."""
-    found = medians(rows[0])
+    of_queue = [row for row in rows if row["name"].startswith("Queue")]
+    found = medians(of_queue[0]) if of_queue else {}
     names = [NAMES.get(name, name) for name in found]
     hang = [100 - figures["survived %"] for figures in found.values()]
     bars = axes.bar(names, hang, width=0.5, color=[COLOURS.get(name) for name in found])
@@ -146,10 +172,11 @@ def kills(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_title("Two put, two get, one of the four is killed with kill -9")
 
 
-# For each benchmark that has one: the name of its file, what draws it, and what it shows
+# For each file: the benchmark, what draws it, and what it shows
 PICTURES: dict[str, tuple[str, Callable[[Any, list[dict[str, Any]]], None], str]] = {
     "sizes": ("sizes", sizes, "Throughput over size"),
-    "latency": ("round-trips", round_trips, "Round trips"),
-    "throughput": ("scaling", scaling, "Throughput over processes"),
+    "round-trips": ("latency", round_trips, "Round trips"),
+    "latency-distribution": ("latency", distribution, "Distribution of round trips"),
+    "scaling": ("throughput", scaling, "Throughput over processes"),
     "kills": ("kills", kills, "In how many rounds the others hang"),
 }

@@ -3,13 +3,19 @@
 
 A contender has `NAME` and
 
-    queue(maxsize=0)    -> an object with put and get, for processes that are forked later
-    shared_queue()      -> the same, if several processes may put and get
-    pipe()              -> two ends with send and recv
-    executor(workers)   -> an executor with submit, map and shutdown
+    IMPORTS                     what a program says that imports it
+    queue(maxsize=0)            -> an object with put and get, for processes that are forked later
+    shared_queue()              -> the same, if several processes may put and get
+    pipe()                      -> two ends with send and recv
+    executor(workers)           -> an executor with submit and map; its workers are forked
+    executor_by_spawn(workers)  -> the same, with workers that are spawned
+    lasting_executor(workers)   -> the same, asked to go on when a worker dies
+    pool(workers)               -> the same by `multiprocessing.Pool` or its equal
+    end(executor)               -> ends one whose worker was killed, if it would leave files
 
-A function that it has nothing for is left out, and the rows that need it are empty.
+What it has nothing for is left out, and the rows that need it are empty.
 To add a rival, put a module here; where it cannot be imported, it is skipped with a line saying so.
+A module with `_` before its name is no rival, but what several of them use.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ def load(rivals: str = "all") -> list[ModuleType]:
     Besides the standard library and us: *rivals*, by NAME with commas between; "all" or "none".
     """
     wanted = {*MUST_WORK, *rivals.split(",")}
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    names = sorted(name for _, name, _ in pkgutil.iter_modules(__path__) if name[0] != "_")
     found = []
     for name in sorted(names, key=[BASELINE, OURS, *names].index):
         if rivals == "none" and name not in (BASELINE, OURS):

@@ -13,6 +13,7 @@ import faster_fifo
 import faster_fifo_reduction  # noqa: F401 - makes its queues picklable
 
 NAME = "faster-fifo"
+IMPORTS = "import faster_fifo, faster_fifo_reduction"
 
 _BUFFER_BYTES = 64 << 20
 _FOR_EVER = 1e6  # seconds: None is not "for ever" there

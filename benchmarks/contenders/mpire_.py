@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from mpire import WorkerPool
 
-from .mp_pool import PoolExecutor
+from ._pools import MultiprocessingPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 NAME = "mpire"
+IMPORTS = "from mpire import WorkerPool"
 
 
-class _Executor(PoolExecutor):
+class _Executor(MultiprocessingPool):
     """Two pools: after `apply_async`, `imap` of the same one calls functions wrongly (2.10.2)."""
 
     def __init__(self, workers: int) -> None:

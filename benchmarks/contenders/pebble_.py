@@ -4,28 +4,20 @@
 from __future__ import annotations
 
 import multiprocessing
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pebble import ProcessPool
+
+from ._pools import PoolExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 NAME = "pebble"
+IMPORTS = "from pebble import ProcessPool"
 
 
-class _Executor:
-    def __init__(self, workers: int) -> None:
-        context = multiprocessing.get_context("fork")
-        self._pool = ProcessPool(max_workers=workers, context=context)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.close()
-        self._pool.join()
-
+class _Executor(PoolExecutor):
     def submit(self, function: Callable[..., Any], *args: object) -> Any:
         return self._pool.schedule(function, args=args)
 
@@ -36,4 +28,5 @@ class _Executor:
 
 
 def executor(workers: int) -> Any:
-    return _Executor(workers)
+    context = multiprocessing.get_context("fork")
+    return _Executor(ProcessPool(max_workers=workers, context=context))

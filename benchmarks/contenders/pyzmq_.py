@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 
 NAME = "pyzmq"
+IMPORTS = "import zmq"
 
 
 class _Queue:
