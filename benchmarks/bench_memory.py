@@ -29,7 +29,9 @@ TRICKLE_SECONDS = 0.001
 
 def own_bytes() -> int:
     """Return the share of the memory in use that is this process's."""
-    found = re.search(r"^Pss: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    found = re.search(
+        r"^Pss: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE
+    )
     if found is None:
         raise OSError("the kernel does not tell the share of memory")
     return int(found[1]) << 10
@@ -98,9 +100,7 @@ def burst(size: int, messages: int, looks: dict[str, float], player: ModuleType,
     """Return how many bytes a waiting message takes, and what is left of all."""
     sides = Sides(player.queue(), size, messages, list(looks.values()))
     getter, putter = Peer(sides.get), Peer(sides.put)
-    before, full, *after = (
-        sum(both) for both in zip(putter.join(), getter.join(), strict=True)
-    )
+    before, full, *after = (sum(both) for both in zip(putter.join(), getter.join(), strict=True))
     return {
         "bytes/message": (full - before) / messages,
         "all MiB": (full - before) / MIB,

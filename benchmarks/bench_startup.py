@@ -25,7 +25,9 @@ WORKERS = 2
 
 def import_turn(player: ModuleType, count: int) -> Figures:
     """Import what the contender's programs import."""
-    program = f"import time; a = time.perf_counter(); {player.IMPORTS}; print(time.perf_counter() - a)"
+    program = (
+        f"import time; a = time.perf_counter(); {player.IMPORTS}; print(time.perf_counter() - a)"
+    )
     took = []
     start = time.perf_counter()
     for _ in range(count):

@@ -82,5 +82,7 @@ def note(benchmark: str, row: dict[str, Any]) -> str | None:
         return None
     key = (benchmark, row["name"])
     if key not in NOTES:
-        raise LookupError(f"{benchmark}, {row['name']!r}: {leader} is first; notes.py has no reason")
+        raise LookupError(
+            f"{benchmark}, {row['name']!r}: {leader} is first; notes.py has no reason"
+        )
     return NOTES[key]

@@ -46,6 +46,18 @@ def test_the_pipeline_counts_what_is_there() -> None:
     assert said.endswith("the same as one after the other\n")
 
 
+def test_a_grid_search_finds_the_same_on_our_workers() -> None:
+    said = run_example("grid_search.py", "--samples", "90")
+
+    assert re.match(r"9 candidates, best {'C'|nothing to show: No module named", said)
+
+
+def test_a_data_loader_gets_the_same_on_our_queues() -> None:
+    said = run_example("data_loader.py", "--batches", "4")
+
+    assert re.match(r"4 batches of 3.5 MB, the same with both|nothing to show: No module", said)
+
+
 def test_every_example_is_tested() -> None:
     tested = set(re.findall(r'run_example\("([\w.]+)"', Path(__file__).read_text()))
 
