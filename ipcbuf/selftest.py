@@ -68,6 +68,16 @@ class Result:
     leaked: int
     problems: tuple[str, ...]  # of fsck
 
+    def __str__(self) -> str:
+        """Say it in a sentence: what was done, and what was found."""
+        names = ("lost", "doubled", "reordered", "torn", "stuck", "failed", "leaked")
+        found = [f"{getattr(self, name)} {name}" for name in names if getattr(self, name)]
+        found += self.problems
+        return (
+            f"{self.kills:,} kills and {self.messages:,} messages in {self.seconds:.1f} s"
+            f" (seed {self.seed}): {', '.join(found) or 'nothing lost, doubled, torn or leaked'}"
+        )
+
     @property
     def ok(self) -> bool:
         """True if nothing was wrong."""

@@ -7,6 +7,7 @@ names the page's lines. What is marked `py` instead of `python` is a fragment, a
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import subprocess
@@ -89,6 +90,18 @@ def test_the_reference_has_every_public_name() -> None:
     reference = (ROOT / "docs" / "api.md").read_text()
 
     assert set(ipcbuf.__all__) <= set(re.findall(r"^::: ipcbuf\.(\w+)$", reference, re.MULTILINE))
+
+
+def test_the_reference_of_the_drop_in_has_what_multiprocessing_lacks_or_is_ours() -> None:
+    reference = (ROOT / "docs" / "api-mp.md").read_text()
+    ours = {name for name in multiprocessing.__all__ if "ipcbuf" in _module_of(name)}
+
+    for name in ours | (set(ipcbuf_mp.__all__) - set(multiprocessing.__all__)):
+        assert re.search(rf"(^::: ipcbuf_mp\.\w+\.|`){name}\b", reference, re.MULTILINE), name
+
+
+def _module_of(name: str) -> str:
+    return str(getattr(getattr(ipcbuf_mp, name), "__module__", ""))
 
 
 def test_every_figure_in_a_table_comes_from_the_results() -> None:
