@@ -1,3 +1,4 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
 """What waiting costs: CPU time while there is nothing to do, or hardly anything.
 

@@ -1,3 +1,4 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
 """How long it takes until there is something to work with.
 

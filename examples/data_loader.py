@@ -1,3 +1,4 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
 """Batches for PyTorch, loaded by worker processes whose queues are ours.
 

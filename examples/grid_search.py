@@ -1,3 +1,4 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
 """A grid search of scikit-learn on our workers, through joblib; compared with one process alone.
 

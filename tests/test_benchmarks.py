@@ -1,3 +1,4 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
 """The harness of the benchmarks, with contenders that misbehave; and what the report owes."""
 

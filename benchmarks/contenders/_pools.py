@@ -1,3 +1,4 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
 """Pools with the names of an executor: what the contenders that are pools have in common."""
 

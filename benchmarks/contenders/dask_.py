@@ -1,3 +1,4 @@
+# SPDX-FileCopyrightText: The ipcbuf authors
 # SPDX-License-Identifier: Apache-2.0
 """dask.distributed: its executor on a scheduler and workers of this machine, by loopback.
 
