@@ -24,8 +24,7 @@ NOTES = {
         " with `retries=`. A `Pool` loses one call, too, but never says so: its result does not come."
     ),
     ("memory", "100,000 times 5,000 bytes"): (
-        "A message of 5,000 bytes lies in a block of the next larger size, 6,144 bytes, with 64"
-        " bytes before it that say whose it is."
+        "A message of 5,000 bytes lies in a block of the next larger size, 6,144 bytes."
     ),
     ("idle", "Queue, get blocked for 3 s"): (
         "A `get` spins before it sleeps, for about as long as waking it would take; that is paid"
@@ -35,7 +34,7 @@ NOTES = {
         "As above: each message may find a `get` that still spins."
     ),
     ("idle", "Executor, idle for 3 s"): (
-        "A worker looks a few times a second whether its parent lives, so that it ends with it."
+        "A worker looks once a second whether its parent lives, so that it ends with it."
     ),
     ("startup", "import"): (
         "Ours are the standard library's modules, which it imports, and the compiled engine."
