@@ -11,23 +11,20 @@ Signals
   say.
   INTERRUPT is sent by the parent to end one task; its number is on the board, so that a signal
   that comes too late hits nobody.
+
+Imports
+  Few: a worker that is not forked waits for them before its first task. What only failures need
+  is imported when they come.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
-import logging
 import os
 import signal
 import time
-from concurrent.futures._base import LOGGER
-from concurrent.futures.process import _ExceptionWithTraceback
-from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ipcbuf
 
@@ -37,6 +34,7 @@ from ._references import call_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures.process import _ExceptionWithTraceback
     from multiprocessing.process import BaseProcess
 
     from ._lifeline import Gate, Lifeline
@@ -102,6 +100,8 @@ def sigint_blocked(process: BaseProcess, method: str | None) -> Iterator[None]:
         yield
         return
     if method == "spawn":
+        from multiprocessing import resource_tracker
+
         resource_tracker.ensure_running()  # to start it unblocks what we block
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -110,8 +110,7 @@ def sigint_blocked(process: BaseProcess, method: str | None) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
+class WorkerOptions(NamedTuple):  # a dataclass would take every new worker 4 ms to import
     """What all workers of a pool are told."""
 
     initializer: Callable[..., object] | None = None
@@ -153,7 +152,9 @@ def serve(
     _row = board.row(slot)
     signal.signal(INTERRUPT_SIGNAL, _on_interrupt)
     if options.log_level is not None:
-        _forward_logging(results, options.log_level)
+        from ._forwarding import forward_logging
+
+        forward_logging(results, options.log_level)
     if options.initializer is not None:
         try:
             try:
@@ -162,12 +163,14 @@ def serve(
             finally:
                 _in_task = False
         except BaseException as error:
+            from concurrent.futures._base import LOGGER
+
             LOGGER.critical("Exception in initializer:", exc_info=True)
             results.send_object((os.getpid(), FAILED, text_of(error)))
             return
     for name in modules:
         with contextlib.suppress(BaseException):  # the task that needs it will raise the same
-            importlib.import_module(name)
+            __import__(name)
     if gate is not None:
         gate.wait()
     with contextlib.suppress(ipcbuf.PeerError), tasks, results:  # until nobody is left to work for
@@ -243,12 +246,16 @@ def _send_error(results: ipcbuf.Sender, task_id: int, error: BaseException) -> N
 
 def _with_traceback(error: BaseException) -> _ExceptionWithTraceback:
     """Give *error* the form in which it becomes its own text's `__cause__` when unpickled."""
+    from concurrent.futures.process import _ExceptionWithTraceback
+
     assert error.__traceback__ is not None
     return _ExceptionWithTraceback(error, error.__traceback__)
 
 
 def text_of(error: BaseException) -> str:
     """The traceback, as Python prints it."""
+    from traceback import format_exception
+
     return "".join(format_exception(error))
 
 
@@ -265,30 +272,3 @@ def _on_interrupt(signum: int, frame: object) -> None:
 def _rss() -> int:
     with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  # faster
         return int(file.read().split()[1]) * _PAGE
-
-
-class _Forwarder(logging.Handler):
-    """Sends log records to the parent."""
-
-    def __init__(self, results: ipcbuf.Sender) -> None:
-        super().__init__()
-        self._results = results
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send the record, with its message and its traceback made into text."""
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
-        state = dict(record.__dict__, msg=text, args=None, exc_info=None, exc_text=None)
-        try:
-            self._results.send_object((os.getpid(), RECORD, state))
-        except Exception:
-            self.handleError(record)
-
-
-def _forward_logging(results: ipcbuf.Sender, level: int) -> None:
-    root = logging.getLogger()
-    for handler in root.handlers[:]:  # those of the parent, inherited by fork
-        root.removeHandler(handler)
-    root.addHandler(_Forwarder(results))
-    root.setLevel(level)
