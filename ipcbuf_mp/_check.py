@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import ipcbuf
 
-OURS = ("Queue", "JoinableQueue", "SimpleQueue", "Pipe", "ProcessPoolExecutor")
+OURS = ("Queue", "JoinableQueue", "SimpleQueue", "Pipe", "Pool", "ProcessPoolExecutor")
 
 # Numbers of system calls that Python has no function for.
 MEMBARRIER = {"x86_64": 324, "aarch64": 283}
@@ -44,7 +44,7 @@ def check() -> None:
             print(f"  {warning.message}")
     else:
         print(f"Ours: {', '.join(OURS)}.")
-        print("The standard library's: everything else; its Pool runs on our SimpleQueue.")
+        print("The standard library's: everything else.")
 
     print_section("Kernel", kernel_features())
     if segment is not None:
