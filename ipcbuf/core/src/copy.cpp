@@ -49,17 +49,4 @@ void copy_past_cache(void* to, const void* from, std::size_t n) noexcept {
 
 #endif
 
-void copy_from_other_core(void* to, const void* from, std::size_t n) noexcept {
-  constexpr std::size_t kLine = 64;
-  constexpr std::size_t kAtOnce = 16 * kLine;
-  constexpr std::size_t kAhead = 2 * kAtOnce;
-  auto* out = static_cast<char*>(to);
-  const auto* in = static_cast<const char*>(from);
-  for (; n >= kAhead + kAtOnce; n -= kAtOnce, out += kAtOnce, in += kAtOnce) {
-    for (std::size_t i = 0; i < kAtOnce; i += kLine) __builtin_prefetch(in + kAhead + i);
-    std::memcpy(out, in, kAtOnce);
-  }
-  std::memcpy(out, in, n);
-}
-
 }  // namespace ipcbuf

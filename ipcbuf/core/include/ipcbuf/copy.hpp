@@ -1,12 +1,9 @@
 // SPDX-FileCopyrightText: The ipcbuf authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// copy.hpp - copying large amounts into blocks past the processor's cache, and out of them early.
+// copy.hpp - copying large amounts into blocks, past the processor's cache.
 //
 // Overview
-//   What another core has just written is still in that core's cache, and each line of it has to be
-//   asked for. A copy that asks for lines long before it needs them waits for fewer.
-//
 //   A store first reads the line that it changes, from memory if the cache no longer has it. So
 //   where a thread goes through more memory than the cache keeps, a copy costs two reads and a
 //   write; stores that pass the cache by save one read. For less they cost more: the receiver would
@@ -27,8 +24,5 @@ inline constexpr std::size_t kLeastPastCache = 256U << 10;
 
 /// Copies; whatever this thread stores behind it is seen behind it.
 void copy_past_cache(void* to, const void* from, std::size_t n) noexcept;
-
-/// Copies what another core has probably just written.
-void copy_from_other_core(void* to, const void* from, std::size_t n) noexcept;
 
 }  // namespace ipcbuf
