@@ -317,6 +317,13 @@ class QueueContract(Contract):
         assert [q.get(timeout=PATIENCE) for _ in items] == items
         drained(q)
 
+    def test_a_method_of_it_can_be_what_a_child_runs(self, context: Any, start: Start) -> None:
+        q = self.make(context)
+        start(context, q.put, "from a child")
+
+        assert q.get(timeout=PATIENCE) == "from a child"
+        drained(q)
+
     def test_each_item_reaches_one_consumer(self, context: Any, start: Start) -> None:
         requests, answers = self.make(context, 10), self.make(context)
         for _ in range(2):
