@@ -89,7 +89,8 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     def _only_one(self, n_jobs: int, where: str) -> int:
         if n_jobs != 1:
-            message = f"Parallel on ipcbuf cannot be nested {where}, setting n_jobs=1"
+            # In the words of joblib's own backends, which programs filter warnings by.
+            message = f"Ipcbuf-backed parallel loops cannot be nested {where}, setting n_jobs=1"
             warnings.warn(message, stacklevel=4)
         return 1
 

@@ -62,6 +62,15 @@ def test_workers_know_the_backend_by_name(parallel: Any) -> None:
     assert parallel()(joblib.delayed(nested)(x) for x in (2, 3)) == [[0, 1], [0, 1, 2]]
 
 
+def test_a_loop_that_cannot_be_nested_warns_as_joblibs_do() -> None:
+    def nested() -> Any:
+        return joblib.Parallel(n_jobs=2, backend="ipcbuf")(joblib.delayed(abs)(-i) for i in (1, 2))
+
+    with pytest.warns(match="-backed parallel loops cannot be nested below threads, .* n_jobs=1"):
+        results = joblib.Parallel(n_jobs=2, backend="threading")([joblib.delayed(nested)()] * 2)
+    assert results == [[1, 2], [1, 2]]
+
+
 def test_workers_are_kept_for_equal_arguments(parallel: Any) -> None:
     arguments = [1, 2]
     pids = set()
