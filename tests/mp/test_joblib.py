@@ -112,6 +112,28 @@ def test_lambdas(parallel: Any) -> None:
     assert parallel()(joblib.delayed(lambda x: x + 1)(i) for i in range(5)) == [1, 2, 3, 4, 5]
 
 
+def test_what_is_defined_at_a_prompt() -> None:
+    """No worker can import the main module. What it returns is of the class that is here."""
+    program = """
+import joblib, ipcbuf_mp.joblib
+class Point:
+    def __init__(self, x): self.x = x
+def double(point): return Point(2 * point.x)
+jobs = joblib.Parallel(n_jobs=2, backend="ipcbuf")
+points = jobs(joblib.delayed(double)(Point(x)) for x in range(3))
+print([point.x for point in points], {type(point) for point in points} == {Point})
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        timeout=LONG,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (result.stdout, result.stderr) == ("[0, 2, 4] True\n", "")
+
+
 def test_an_error_ends_the_call_and_not_the_next_one(parallel: Any) -> None:
     with pytest.raises(ValueError, match="three"):
         parallel()(joblib.delayed(fail)(i) for i in range(50))
