@@ -89,6 +89,14 @@ def _open_atomic(segment: Segment, channel_id: int, parcel: int) -> Atomic:
     return segment.open_atomic(channel_id, parcel)
 
 
+def _reduce_method(method: Any) -> tuple[Callable[..., object], tuple[object, str]]:
+    return getattr, (method.__self__, method.__name__)
+
+
+# `sender.send` and `queue.put` as arguments, which pickle knows of Python's own methods alone.
+_BoundMethod: type[Any] = type(Sender.send.__get__(object()))
+
+copyreg.pickle(_BoundMethod, _reduce_method)
 copyreg.pickle(Static, _reduce_static)  # type: ignore[arg-type]
 copyreg.pickle(Atomic, _reduce_atomic)  # type: ignore[arg-type]
 copyreg.pickle(Sender, _reduce)  # type: ignore[arg-type]

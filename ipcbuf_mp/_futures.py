@@ -52,6 +52,16 @@ class TaskFuture(Future[Any]):
             if self._state == CANCELLED:
                 self.set_running_or_notify_cancel()
 
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the result, or raise, as `Future.result`."""
+        try:
+            result = super().result(timeout)
+            if self._exception is not None:  # one that is false: Python < 3.14 does not raise it
+                raise self._exception
+            return result
+        finally:
+            del self  # breaks a cycle with the exception's traceback
+
     def running(self) -> bool:
         """Whether a worker is busy with the task now."""
         return super().running() or (not self.done() and self._pool.is_running(self._task_id))

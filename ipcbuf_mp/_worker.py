@@ -246,6 +246,7 @@ def _send_error(results: ipcbuf.Sender, task_id: int, error: BaseException) -> N
 
 def _with_traceback(error: BaseException) -> _ExceptionWithTraceback:
     """Give *error* the form in which it becomes its own text's `__cause__` when unpickled."""
+    # Not above: where ipcbuf is installed, that imports the executor, which imports this module.
     from concurrent.futures.process import _ExceptionWithTraceback
 
     assert error.__traceback__ is not None

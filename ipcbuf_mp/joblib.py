@@ -7,6 +7,7 @@
 
 The executor is kept between calls of `Parallel`, and shared by them, as joblib keeps loky's. A
 worker that dies costs the call that it worked for, as with loky, and not the next one.
+What a prompt, a notebook or `python -c` defines goes by value: no worker can import its `__main__`.
 Within a worker, `Parallel` runs in threads and below that one after the other, as joblib has it.
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import pickle
+import sys
 import threading
 import warnings
 from concurrent.futures import CancelledError
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase
 
+from ._pickling import dumps_by_value
 from .executor import BrokenProcessPool, Executor
 
 if TYPE_CHECKING:
@@ -89,7 +93,8 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     def _only_one(self, n_jobs: int, where: str) -> int:
         if n_jobs != 1:
-            message = f"Parallel on ipcbuf cannot be nested {where}, setting n_jobs=1"
+            # In the words of joblib's own backends, which programs filter warnings by.
+            message = f"Ipcbuf-backed parallel loops cannot be nested {where}, setting n_jobs=1"
             warnings.warn(message, stacklevel=4)
         return 1
 
@@ -131,6 +136,8 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> Any:
         """Send a batch of tasks to a worker."""
         assert self._workers is not None
+        if not hasattr(sys.modules["__main__"], "__file__"):
+            func = functools.partial(_call_by_value, dumps_by_value(func))
         future = self._workers.submit(func)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
@@ -197,6 +204,10 @@ def _begin(initializer: Callable[..., object] | None, *initargs: Any) -> None:
     """Begin a worker, where importing this module has registered the backend, for calls within."""
     if initializer is not None:
         initializer(*initargs)
+
+
+def _call_by_value(payload: bytes) -> Any:
+    return pickle.loads(payload)()
 
 
 joblib.register_parallel_backend("ipcbuf", IpcbufBackend)

@@ -146,9 +146,9 @@ class _Board:
         self._words = mmap.mmap(fd, slots * _NUMBER.size)
         self._fd = fd
 
-    def __del__(self) -> None:
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "_fd"):
-            os.close(self._fd)
+            _close(self._fd)
 
     def slot(self, index: int) -> memoryview:
         return memoryview(self._words).cast("Q")[index : index + 1]

@@ -70,6 +70,10 @@ class _Descriptor:
         _close(self.number)
 
 
+def _leave_open(_handle: int) -> None:
+    pass
+
+
 class _QueueEnd(ChannelConnection):
     """What a queue shows as `_reader` and `_writer`: an end of its own channel."""
 
@@ -82,15 +86,11 @@ class _QueueEnd(ChannelConnection):
         super().__init__(descriptor.number, sender, receiver)
         self._descriptor = descriptor
 
-    def _close(self, _close: object = None) -> None:
-        super()._close(_leave_open)  # the descriptor is shared with the queue
+    def _close(self, _close: Callable[[int], None] = _leave_open) -> None:
+        super()._close(_close)  # the descriptor is shared with the queue
 
     def _travels_as(self) -> type[ChannelConnection]:
         return ChannelConnection  # alone, with a descriptor of its own
-
-
-def _leave_open(_handle: int) -> None:
-    pass
 
 
 if TYPE_CHECKING:

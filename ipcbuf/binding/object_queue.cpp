@@ -33,6 +33,13 @@ void require_open(nb::handle self, const PyObjectQueue& q) {
   throw nb::python_error();
 }
 
+/// `get(5)` is a mistake that works with the standard library: any object can be the flag.
+bool is_true(nb::handle flag) {
+  const int truth = PyObject_IsTrue(flag.ptr());
+  if (truth < 0) throw nb::python_error();
+  return truth != 0;
+}
+
 void put(nb::handle self, nb::handle object, bool block, nb::handle timeout) {
   auto& q = *nb::inst_ptr<PyObjectQueue>(self);
   require_open(self, q);
@@ -76,14 +83,23 @@ void bind_object_queue(nb::module_& m) {
           nb::arg("sender"), nb::arg("receiver"), nb::arg("maxsize") = 0,
           nb::sig("def __init__(self, sender: Sender, receiver: Receiver, maxsize: int = 0) -> "
                   "None"))
-      .def("put", put, nb::arg("obj").none(), nb::arg("block") = true,
-           nb::arg("timeout") = nb::none(),
-           nb::sig("def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> "
-                   "None"),
-           "Put an object, as `multiprocessing.Queue.put`. Pickling errors are raised here.")
-      .def("get", get, nb::arg("block") = true, nb::arg("timeout") = nb::none(),
-           nb::sig("def get(self, block: bool = True, timeout: float | None = None) -> Any"),
-           "Return the oldest object, as `multiprocessing.Queue.get`.")
+      .def(
+          "put",
+          [](nb::handle self, nb::handle object, nb::handle block, nb::handle timeout) {
+            put(self, object, is_true(block), timeout);
+          },
+          nb::arg("obj").none(), nb::arg("block").none() = true, nb::arg("timeout") = nb::none(),
+          nb::sig("def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> "
+                  "None"),
+          "Put an object, as `multiprocessing.Queue.put`. Pickling errors are raised here.")
+      .def(
+          "get",
+          [](nb::handle self, nb::handle block, nb::handle timeout) {
+            return get(self, is_true(block), timeout);
+          },
+          nb::arg("block").none() = true, nb::arg("timeout") = nb::none(),
+          nb::sig("def get(self, block: bool = True, timeout: float | None = None) -> Any"),
+          "Return the oldest object, as `multiprocessing.Queue.get`.")
       .def(
           "put_nowait",
           [](nb::handle self, nb::handle object) { put(self, object, false, nb::none()); },

@@ -124,6 +124,15 @@ def get_initialized() -> object:
     return initialized_with
 
 
+class FalseError(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
+def fail_falsely(*_: object) -> None:
+    raise FalseError
+
+
 def fail_to_initialize() -> None:
     logging.getLogger("concurrent.futures").addHandler(logging.NullHandler())
     logging.getLogger("concurrent.futures").propagate = False
@@ -828,6 +837,12 @@ class TestIpcbuf(ExecutorContract):
     def test_it_works_with_contexts_of_the_standard_library(self, start_method: str) -> None:
         with Executor(1, mp_context=multiprocessing.get_context(start_method)) as executor:
             assert executor.submit(add, 1, 1).result(LONG) == 2
+
+    def test_an_exception_that_is_false_is_raised(self, executor: Executor) -> None:
+        with pytest.raises(FalseError):
+            executor.submit(fail_falsely).result(LONG)
+        with pytest.raises(FalseError):
+            list(executor.map(fail_falsely, [1]))
 
     def test_by_default_it_has_a_worker_for_each_processor(self) -> None:
         with Executor() as executor:

@@ -62,6 +62,15 @@ def test_workers_know_the_backend_by_name(parallel: Any) -> None:
     assert parallel()(joblib.delayed(nested)(x) for x in (2, 3)) == [[0, 1], [0, 1, 2]]
 
 
+def test_a_loop_that_cannot_be_nested_warns_as_joblibs_do() -> None:
+    def nested() -> Any:
+        return joblib.Parallel(n_jobs=2, backend="ipcbuf")(joblib.delayed(abs)(-i) for i in (1, 2))
+
+    with pytest.warns(match="-backed parallel loops cannot be nested below threads, .* n_jobs=1"):
+        results = joblib.Parallel(n_jobs=2, backend="threading")([joblib.delayed(nested)()] * 2)
+    assert results == [[1, 2], [1, 2]]
+
+
 def test_workers_are_kept_for_equal_arguments(parallel: Any) -> None:
     arguments = [1, 2]
     pids = set()
@@ -101,6 +110,28 @@ def test_work_is_done_by_workers_that_are_kept(parallel: Any) -> None:
 
 def test_lambdas(parallel: Any) -> None:
     assert parallel()(joblib.delayed(lambda x: x + 1)(i) for i in range(5)) == [1, 2, 3, 4, 5]
+
+
+def test_what_is_defined_at_a_prompt() -> None:
+    """No worker can import the main module. What it returns is of the class that is here."""
+    program = """
+import joblib, ipcbuf_mp.joblib
+class Point:
+    def __init__(self, x): self.x = x
+def double(point): return Point(2 * point.x)
+jobs = joblib.Parallel(n_jobs=2, backend="ipcbuf")
+points = jobs(joblib.delayed(double)(Point(x)) for x in range(3))
+print([point.x for point in points], {type(point) for point in points} == {Point})
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        timeout=LONG,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (result.stdout, result.stderr) == ("[0, 2, 4] True\n", "")
 
 
 def test_an_error_ends_the_call_and_not_the_next_one(parallel: Any) -> None:

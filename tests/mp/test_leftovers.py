@@ -256,6 +256,33 @@ def test_workers_end_with_a_killed_parent(
     assert holders_of(segments) == []
 
 
+# Both modules stay to the end of all, as if some C code had them, and lose their names before.
+OUTLIVES = """
+import colorsys, ctypes, sys
+import ipcbuf_mp, ipcbuf_mp.pool
+if __name__ == "__main__":
+    queue, simple, pipe = ipcbuf_mp.Queue(), ipcbuf_mp.SimpleQueue(), ipcbuf_mp.Pipe()
+    pool = ipcbuf_mp.Pool(1)
+    pool.terminate()
+    colorsys.kept = queue, queue._reader, queue._writer, simple, pipe, pool
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ipcbuf_mp") or name == "colorsys":
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
+"""
+
+
+def test_what_outlives_its_module_ends_silently() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", OUTLIVES],
+        timeout=PATIENCE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
+
+
 def memory_of(pid: int) -> set[str]:
     """The inodes of the segments that the process has mapped."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()

@@ -625,6 +625,22 @@ def test_executor_is_ours_whatever_is_imported_first(
     assert run("-c", dedent(program), cwd=tmp_path) == (0, "", "")
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_executor_of_a_main_module_that_does_not_import_it(method: str, tmp_path: Path) -> None:
+    """The first thing that its workers import is what they run."""
+    program = f"""
+        if __name__ == "__main__":
+            import concurrent.futures, multiprocessing
+            context = multiprocessing.get_context("{method}")
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+                print(executor.submit(abs, -1).result())
+                print(type(executor.submit(abs, "").exception().__cause__).__name__)
+    """
+    program = str(write(tmp_path / "program.py", program))
+
+    assert run(*OURS, program, cwd=tmp_path) == (0, "1\n_RemoteTraceback\n", "")
+
+
 def test_install_leaves_the_executor_for_later(tmp_path: Path) -> None:
     """It would be half of what a spawned child imports, and few children need it."""
     program = """

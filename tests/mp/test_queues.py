@@ -203,6 +203,16 @@ class QueueContract(Contract):
         assert q.get(timeout=PATIENCE) == 9
         drained(q)
 
+    def test_whether_to_block_need_not_be_a_bool(self, here: Any) -> None:
+        """As in `get(5)`, by mistake for a time-out."""
+        q = self.make(here)
+        for block in 5, 0.5, 1:
+            q.put(7, 5)
+            assert q.get(block) == 7
+        with pytest.raises(queue.Empty):
+            q.get(0)
+        drained(q)
+
     @pytest.mark.parametrize("maxsize", [1, 3, 100])
     def test_maxsize_counts_items_exactly(self, here: Any, maxsize: int) -> None:
         q = self.make(here, maxsize)
@@ -315,6 +325,13 @@ class QueueContract(Contract):
         start(context, put_each, q, items)
 
         assert [q.get(timeout=PATIENCE) for _ in items] == items
+        drained(q)
+
+    def test_a_method_of_it_can_be_what_a_child_runs(self, context: Any, start: Start) -> None:
+        q = self.make(context)
+        start(context, q.put, "from a child")
+
+        assert q.get(timeout=PATIENCE) == "from a child"
         drained(q)
 
     def test_each_item_reaches_one_consumer(self, context: Any, start: Start) -> None:
