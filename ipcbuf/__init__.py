@@ -53,6 +53,7 @@ from .errors import (
     VersionMismatch,
     WorkerLost,
 )
+from .parcels import Parcels
 from .segment import (
     Segment,
     SegmentInfo,
@@ -78,6 +79,7 @@ __all__ = [
     "Leased",
     "NotASegment",
     "ObjectQueue",
+    "Parcels",
     "PeerDied",
     "PeerError",
     "Receiver",

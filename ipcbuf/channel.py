@@ -4,7 +4,7 @@
 
 A fork inherits all of them. A pickled one keeps its channel alive until it was unpickled once;
 if the receiver of the pickle dies before that, until the sender of the pickle ends. One that goes
-to a process that is being started ends with that process (`_parcels.py`).
+to a process that is being started ends with that process (`parcels.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._native import Atomic, Receiver, Sender, Static
-from ._parcels import transit
+from .parcels import Parcels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ class ChannelInfo(NamedTuple):
 def _reduce(end: Sender | Receiver) -> tuple[Callable[..., object], tuple[Any, ...]]:
     bell = reduction.DupFd(end.bell_fd) if end.bell_fd >= 0 else None
     rebuild = _open_sender if isinstance(end, Sender) else _open_receiver
-    return rebuild, (end.segment, end.channel_id, transit(end), bell)
+    return rebuild, (end.segment, end.channel_id, Parcels.transit(end), bell)
 
 
 def _open_sender(segment: Segment, channel_id: int, parcel: int, bell: Any) -> Sender:
@@ -74,7 +74,7 @@ def _open_receiver(segment: Segment, channel_id: int, parcel: int, bell: Any) ->
 
 
 def _reduce_static(area: Static) -> tuple[Callable[..., object], tuple[Any, ...]]:
-    return _open_static, (area.segment, area.channel_id, transit(area))
+    return _open_static, (area.segment, area.channel_id, Parcels.transit(area))
 
 
 def _open_static(segment: Segment, channel_id: int, parcel: int) -> Static:
@@ -82,7 +82,7 @@ def _open_static(segment: Segment, channel_id: int, parcel: int) -> Static:
 
 
 def _reduce_atomic(cell: Atomic) -> tuple[Callable[..., object], tuple[Any, ...]]:
-    return _open_atomic, (cell.segment, cell.channel_id, transit(cell))
+    return _open_atomic, (cell.segment, cell.channel_id, Parcels.transit(cell))
 
 
 def _open_atomic(segment: Segment, channel_id: int, parcel: int) -> Atomic:

@@ -83,7 +83,7 @@ def with_parcels(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def popen_with_parcels(process: Any) -> Any:
         if "ipcbuf" not in sys.modules:  # there is nothing that could be sent
             return popen(process)
-        from ipcbuf._parcels import Parcels
+        from ipcbuf import Parcels
 
         with Parcels() as parcels:
             child = popen(process)
@@ -95,7 +95,7 @@ def with_parcels(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def start_with_parcels(process: BaseProcess) -> None:
     """Start a process of any context, as `with_parcels`."""
-    from ipcbuf._parcels import Parcels
+    from ipcbuf import Parcels
 
     with Parcels() as parcels:
         process.start()

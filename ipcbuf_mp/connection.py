@@ -35,7 +35,6 @@ from multiprocessing.connection import (
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import ipcbuf
-from ipcbuf._parcels import transit
 
 from . import _pickling  # noqa: F401 - it gives ipcbuf the codec for objects
 
@@ -68,7 +67,7 @@ class End(NamedTuple):
     @staticmethod
     def pack(end: ipcbuf.Sender | ipcbuf.Receiver) -> End:
         """Describe *end* and keep its channel alive until the description was unpacked."""
-        return End(end.segment, end.channel_id, transit(end))
+        return End(end.segment, end.channel_id, ipcbuf.Parcels.transit(end))
 
     def sender(self) -> ipcbuf.Sender:
         """Open the sending end here."""

@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 
     from ._native import Atomic, Receiver, Sender, Static
 
-__all__ = ["Parcels", "transit"]
+__all__ = ["Parcels"]
 
 _starting = threading.local()
 
 
-def transit(handle: Sender | Receiver | Static | Atomic) -> int:
-    """Keep what *handle* is of alive until it is opened elsewhere; return what opens it."""
-    parcels: Parcels | None = getattr(_starting, "parcels", None)
-    return handle.transit(0 if parcels is None else parcels.of(handle.segment))
-
-
 class Parcels:
-    """While it is entered, what this thread pickles is for one new process."""
+    """While it is entered, what this thread pickles is for one new process.
+
+    Used as a context manager around whatever starts the process; then `address` says who it is.
+    Without an `address`, or after an exception, nothing was started.
+    """
 
     def __init__(self) -> None:
         self._seats: list[tuple[Any, int]] = []  # a segment, and the seat there
         self._outer: Parcels | None = None
+
+    @staticmethod
+    def transit(handle: Sender | Receiver | Static | Atomic) -> int:
+        """Keep what *handle* is of alive until it is opened elsewhere; return what opens it."""
+        parcels: Parcels | None = getattr(_starting, "parcels", None)
+        return handle.transit(0 if parcels is None else parcels.of(handle.segment))
 
     def of(self, segment: Any) -> int:
         """Return the seat in *segment*; 0 if there is none left, and they are of this process."""
