@@ -25,7 +25,8 @@ class Parcels:
     """While it is entered, what this thread pickles is for one new process.
 
     Used as a context manager around whatever starts the process; then `address` says who it is.
-    Without an `address`, or after an exception, nothing was started.
+    After an exception nothing was started; without an `address` what was pickled stays until this
+    process ends.
     """
 
     def __init__(self) -> None:
