@@ -78,6 +78,8 @@ class SegmentStats(TypedDict):
     tickets: int
     """Small blocks that keep a shared one alive, on their way or at their receiver."""
     processes: int
+    parcels: int
+    """Processes that were started with handles, by spawn or a fork server, and are not buried."""
     channels: int
     messages: int
     views: int

@@ -106,6 +106,7 @@ nb::dict stats(const PySegment& self) {
   out["shared_bytes"] = c.shared_bytes;
   out["tickets"] = c.tickets;
   out["processes"] = c.processes;
+  out["parcels"] = c.parcels;
   out["channels"] = c.channels;
   out["messages"] = c.messages;
   out["views"] = core->view_count();

@@ -49,6 +49,7 @@ TEST(a_parcel_goes_with_the_process_that_was_to_have_it) {
   (void)check::end_of(pid);
   (void)reap_all(*s);
   CHECK_EQ(1U, sound(*s).processes);
+  CHECK_EQ(0U, sound(*s).parcels);
 }
 
 TEST(one_that_has_been_unpacked_stays) {
@@ -82,6 +83,7 @@ TEST(what_could_not_be_delivered_is_dropped) {
   std::uint64_t number = 0;
   CHECK_EQ(Status::kEnded, receive_number(pair.rx, number));
   CHECK_EQ(1U, sound(*s).processes);
+  CHECK_EQ(0U, sound(*s).parcels);
 }
 
 TEST(until_they_are_addressed_they_go_with_their_sender) {
@@ -107,6 +109,7 @@ TEST(until_they_are_addressed_they_go_with_their_sender) {
 
   (void)reap_all(*s);
   CHECK_EQ(1U, sound(*s).processes);
+  CHECK_EQ(0U, sound(*s).parcels);
 }
 
 TEST(an_address_that_comes_too_late_says_nothing_about_others) {  // V1
@@ -132,6 +135,8 @@ TEST(they_are_no_process_to_who_lists_them) {
   const auto s = make_segment();
   const Token parcels = reserved(*s);
   CHECK_EQ(1UL, list_seats(*s).size());
+  CHECK_EQ(1U, sound(*s).processes);
+  CHECK_EQ(1U, sound(*s).parcels);
   drop_parcels(*s, parcels);
 }
 

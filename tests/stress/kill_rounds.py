@@ -629,6 +629,7 @@ def leaks(before: dict[str, int]) -> list[str]:
     now: Any = segment.stats()
     kinds = (
         "processes",
+        "parcels",
         "channels",
         "process_blocks",
         "flight_blocks",

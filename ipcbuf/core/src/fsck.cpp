@@ -54,8 +54,10 @@ class Walk {
   void slots() {
     const std::uint32_t high = s_.slots_high();
     for (std::uint32_t i = 0; i < high; ++i) {
-      const SlotState state = slot_state(A::load_acquire(s_.slot(i).state));
-      if (state != SlotState::kFree) ++census_.processes;
+      const std::uint32_t word = A::load_acquire(s_.slot(i).state);
+      const SlotState state = slot_state(word);
+      const bool for_parcels = ward_of(word, A::load_acquire(s_.slot(i).ward)).pid != 0;
+      if (state != SlotState::kFree) ++(for_parcels ? census_.parcels : census_.processes);
       if (state > SlotState::kAlive) problem("slot %llu: state %llu", i, std::uint64_t(state));
     }
   }

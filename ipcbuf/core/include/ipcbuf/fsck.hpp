@@ -52,6 +52,7 @@ struct Census {
   std::uint64_t shared_blocks = 0;
   std::uint64_t shared_bytes = 0;
   std::uint64_t processes = 0;
+  std::uint64_t parcels = 0;  // seats for handles on their way to new processes (parcels.hpp)
   std::uint64_t channels = 0;
   std::uint64_t messages = 0;
   std::uint64_t entries = 0;
