@@ -29,12 +29,13 @@ import ipcbuf
 from .connection import ChannelConnection, End, make_pipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from multiprocessing.context import BaseContext
 
 __all__ = ["JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Of the methods that stand alone in the native class, each goes through its general form in
 # the standard library: overriding `put` there changes `put_nowait` too.
@@ -292,12 +293,7 @@ class Queue(_Typed[T], _StdlibQueue):
     async def aget(self, timeout: float | None = None) -> T:
         """Return the oldest object, for `await`. If cancelled, nothing was taken."""
         self._require_open()
-        try:
-            obj: T = await self.receiver.arecv_object(timeout)
-        except ipcbuf.ChannelEmpty:
-            raise Empty from None
-        except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
-            raise ShutDown from None
+        obj: T = await _received(self.receiver.arecv_object(timeout))
         return obj
 
     def _require_open(self) -> None:
@@ -407,6 +403,16 @@ class Queue(_Typed[T], _StdlibQueue):
 
 def _seconds_to(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+async def _received(message: Awaitable[R]) -> R:
+    """Await what a receiver takes, with the exceptions of a queue."""
+    try:
+        return await message
+    except ipcbuf.ChannelEmpty:
+        raise Empty from None
+    except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
+        raise ShutDown from None
 
 
 class _ThroughGeneralForm:
@@ -588,11 +594,12 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue):
 
     def _get_leased(self, block: bool, timeout: float | None) -> T:
         try:
-            return self._load(self.receiver.recv_leased(timeout if block else 0))
+            lease = self.receiver.recv_leased(timeout if block else 0)
         except ipcbuf.ChannelEmpty:
             raise Empty from None
         except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
             raise ShutDown from None
+        return self._load(lease)
 
     def _load(self, lease: ipcbuf.Leased) -> T:
         try:
@@ -607,12 +614,7 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue):
         """Return the oldest object, for `await`, to be reported by `task_done`."""
         self._require_open()
         if self.sender.leased:
-            try:
-                return self._load(await self.receiver.arecv_leased(timeout))
-            except ipcbuf.ChannelEmpty:
-                raise Empty from None
-            except (ipcbuf.EndOfChannel, ipcbuf.BrokenChannel):
-                raise ShutDown from None
+            return self._load(await _received(self.receiver.arecv_leased(timeout)))
         self._tally.enter()
         obj = await super().aget(timeout)
         self._tally.add(1)

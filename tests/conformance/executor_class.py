@@ -15,54 +15,13 @@ import concurrent.futures
 import concurrent.futures.process
 import importlib
 import json
-import os
 import pkgutil
 import sys
 import unittest
-from typing import Any
+
+import events  # type: ignore[import-not-found]  # beside this file
 
 PACKAGE = "test.test_concurrent_futures"
-
-
-class Events(unittest.TextTestResult):
-    """Writes what happens to a file, besides what unittest prints."""
-
-    path = ""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-        self._pid = os.getpid()
-
-    def _write(self, test: object, what: str) -> None:
-        if os.getpid() == self._pid:  # not from a child that a test forked
-            line = json.dumps([str(test).split()[0], what]) + "\n"
-            os.write(self._descriptor, line.encode())
-
-    def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802
-        super().startTest(test)
-        self._write(test, "begun")
-
-    def addSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
-        super().addSuccess(test)
-        self._write(test, "passed")
-
-    def addFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
-        super().addFailure(test, err)
-        self._write(test, "failed")
-
-    def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
-        super().addError(test, err)
-        self._write(test, "failed")
-
-    def addSubTest(self, test: unittest.TestCase, subtest: Any, err: Any) -> None:  # noqa: N802
-        super().addSubTest(test, subtest, err)
-        if err is not None:
-            self._write(test, "failed")
-
-    def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
-        super().addSkip(test, reason)
-        self._write(test, "skipped")
 
 
 def modules() -> list[str]:
@@ -81,7 +40,6 @@ def main() -> None:
 
         concurrent.futures.ProcessPoolExecutor = ProcessPoolExecutor  # type: ignore[misc]
         concurrent.futures.process.ProcessPoolExecutor = ProcessPoolExecutor  # type: ignore[misc]
-    Events.path = path
     if name == "?":
         with open(path, "a") as file:  # noqa: PTH123
             for module in modules():
@@ -95,9 +53,7 @@ def main() -> None:
         return
     module, _, found = name.partition(":")
     home = importlib.import_module(module)
-    tests = unittest.defaultTestLoader.loadTestsFromTestCase(getattr(home, found))
-    suite = unittest.TestSuite(test for test in tests if str(test).split()[0] not in without)
-    unittest.TextTestRunner(resultclass=Events, verbosity=2).run(suite)
+    events.run(getattr(home, found), without, path)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,6 @@ namespace {
 
 using namespace fixture;
 
-pid_t waiting_child() {
-  return check::in_child([] {
-    for (;;) ::pause();
-  });
-}
-
 Token reserved(Segment& s) {
   Token parcels = 0;
   CHECK_EQ(Status::kOk, reserve_parcels(s, parcels));
@@ -31,13 +25,19 @@ void send_away(Pair& pair, Token parcels) {
   CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
 }
 
+/// A process that lives, and has `parcels` on their way to it.
+pid_t addressee_of(Segment& s, Token parcels) {
+  const pid_t pid = child_that([] {});
+  address_parcels(s, parcels, static_cast<std::uint32_t>(pid));
+  return pid;
+}
+
 TEST(a_parcel_goes_with_the_process_that_was_to_have_it) {
   const auto s = make_segment();
   Pair pair(*s, shared_ends());
   const Token parcels = reserved(*s);
   send_away(pair, parcels);
-  const pid_t pid = waiting_child();
-  address_parcels(*s, parcels, static_cast<std::uint32_t>(pid));
+  const pid_t pid = addressee_of(*s, parcels);
   std::uint64_t number = 0;
   CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
   (void)reap_all(*s);
@@ -57,8 +57,7 @@ TEST(one_that_has_been_unpacked_stays) {
   Pair pair(*s, shared_ends());
   const Token parcels = reserved(*s);
   send_away(pair, parcels);
-  const pid_t pid = waiting_child();
-  address_parcels(*s, parcels, static_cast<std::uint32_t>(pid));
+  const pid_t pid = addressee_of(*s, parcels);
   CHECK_EQ(Status::kOk, open_channel(*s, pair.id, End::kSender, parcels));
   SenderEnd here(*s, pair.id);
 
@@ -89,17 +88,9 @@ TEST(what_could_not_be_delivered_is_dropped) {
 TEST(until_they_are_addressed_they_go_with_their_sender) {
   const auto s = make_segment();
   Pair pair(*s, shared_ends());
-  int ready[2];
-  CHECK_EQ(0, ::pipe(ready));
-  const pid_t pid = check::in_child([&] {
-    CHECK_EQ(Status::kOk, hold_in_transit(*s, pair.id, End::kSender, reserved(*s)));
-    (void)!::write(ready[1], "y", 1);
-    for (;;) ::pause();
-  });
-  char c = 0;
-  CHECK_EQ(1L, ::read(ready[0], &c, 1));
+  const pid_t pid = child_that(
+      [&] { CHECK_EQ(Status::kOk, hold_in_transit(*s, pair.id, End::kSender, reserved(*s))); });
   pair.tx.close();
-  ::close(ready[0]), ::close(ready[1]);
   std::uint64_t number = 0;
   CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
 
@@ -120,7 +111,7 @@ TEST(an_address_that_comes_too_late_says_nothing_about_others) {  // V1
   const Token parcels = reserved(*s);
   CHECK_EQ(slot_of(old), slot_of(parcels));
   send_away(pair, parcels);
-  const pid_t pid = waiting_child();
+  const pid_t pid = child_that([] {});
   (void)check::kill_and_wait(pid);
 
   address_parcels(*s, old, static_cast<std::uint32_t>(pid));

@@ -22,23 +22,6 @@ namespace {
 
 using namespace fixture;
 
-/// A process that does `body` and waits to be killed.
-template <class Body>
-pid_t child_that(Body&& body) {
-  int ready[2];
-  CHECK_EQ(0, ::pipe(ready));
-  const pid_t pid = check::in_child([&] {
-    body();
-    (void)!::write(ready[1], check::failures == 0 ? "y" : "n", 1);
-    for (;;) ::pause();
-  });
-  char c = 0;
-  CHECK_EQ(1L, ::read(ready[0], &c, 1));
-  CHECK_EQ('y', c);
-  ::close(ready[0]), ::close(ready[1]);
-  return pid;
-}
-
 TEST(nothing_of_a_dead_process_is_left) {
   const auto s = make_segment();
   const pid_t pid = child_that([&] {

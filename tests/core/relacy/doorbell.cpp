@@ -6,8 +6,7 @@
 // wakes: Relacy calls it a livelock.
 #include "ipcbuf/doorbell.hpp"
 
-#include <cstdio>
-#include <cstdlib>
+#include "simulate.hpp"
 
 namespace {
 
@@ -48,25 +47,17 @@ struct DoorbellTest : rl::test_suite<DoorbellTest<kAsymmetric>, 2> {
   }
 };
 
-template <class Test>
-bool is_sound(const char* name, std::uint64_t executions) {
-  rl::test_params params;
-  params.iteration_count = executions;
-  params.search_type = rl::sched_random;
-  const bool sound = rl::simulate<Test>(params);
-  std::printf("doorbell, %s: %llu executions, %s\n", name,
-              static_cast<unsigned long long>(params.iteration_count), sound ? "sound" : "BROKEN");
-  return sound;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::uint64_t executions = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 200'000;
-  const bool asymmetric = is_sound<DoorbellTest<true>>("barrier at the sleeper", executions);
+  const std::uint64_t executions = executions_of(argc, argv, 200'000);
+  const bool asymmetric =
+      is_sound<DoorbellTest<true>>("doorbell, barrier at the sleeper", executions);
 #ifdef IPCBUF_WEAKEN  // without the barrier; a model that does not see this is no proof
   return asymmetric ? 1 : 0;
 #else
-  return is_sound<DoorbellTest<false>>("fence at the publisher", executions) && asymmetric ? 0 : 1;
+  return is_sound<DoorbellTest<false>>("doorbell, fence at the publisher", executions) && asymmetric
+             ? 0
+             : 1;
 #endif
 }

@@ -6,10 +6,8 @@
 // `allocate`, `receive_entered`, `free_if_held` and `reap_blocks` change it. Who frees the block
 // writes all over it, so a block that is freed under its receiver is a race, one that is freed
 // twice or never fails a check.
-#include <cstdio>
-#include <cstdlib>
-
 #include "ring_rows.hpp"
+#include "simulate.hpp"
 
 namespace {
 
@@ -110,15 +108,5 @@ struct HandOverTest : rl::test_suite<HandOverTest, 3> {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rl::test_params params;
-  params.iteration_count = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 200'000;
-  params.search_type = rl::sched_random;
-  const bool sound = rl::simulate<HandOverTest>(params);
-  std::printf("hand over: %llu executions, %s\n",
-              static_cast<unsigned long long>(params.iteration_count), sound ? "sound" : "BROKEN");
-#if defined(IPCBUF_WEAKEN) || defined(IPCBUF_SWAP_D5)
-  return sound ? 1 : 0;  // a model that does not see this is no proof
-#else
-  return sound ? 0 : 1;
-#endif
+  return exit_code(is_sound<HandOverTest>("hand over", executions_of(argc, argv, 200'000)));
 }

@@ -6,8 +6,7 @@
 // no release orders is reported as a race, a sleeper that is forgotten as a livelock.
 #include "ipcbuf/owner_word.hpp"
 
-#include <cstdio>
-#include <cstdlib>
+#include "simulate.hpp"
 
 namespace {
 
@@ -55,26 +54,16 @@ struct OwnerWordTest : rl::test_suite<OwnerWordTest<kOneDies>, 3> {
   void after() { RL_ASSERT(guarded($) == 6); }
 };
 
-template <class Test>
-bool is_sound(const char* name, std::uint64_t executions) {
-  rl::test_params params;
-  params.iteration_count = executions;
-  params.search_type = rl::sched_random;
-  params.execution_depth_limit = 20'000;
-  const bool sound = rl::simulate<Test>(params);
-  std::printf("owner word, %s: %llu executions, %s\n", name,
-              static_cast<unsigned long long>(params.iteration_count), sound ? "sound" : "BROKEN");
-  return sound;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::uint64_t executions = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 20'000;
-  const bool living = is_sound<OwnerWordTest<false>>("all live", executions);
+  const std::uint64_t executions = executions_of(argc, argv, 20'000);
+  const bool living = is_sound<OwnerWordTest<false>>("owner word, all live", executions, 20'000);
 #ifdef IPCBUF_WEAKEN
   return living ? 1 : 0;  // a model that does not see this is no proof
 #else
-  return is_sound<OwnerWordTest<true>>("one dies inside", executions) && living ? 0 : 1;
+  return is_sound<OwnerWordTest<true>>("owner word, one dies inside", executions, 20'000) && living
+             ? 0
+             : 1;
 #endif
 }

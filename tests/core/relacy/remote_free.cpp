@@ -5,10 +5,7 @@
 // of a slab and leaves it; two others free one block each. A block that comes back may be filled
 // again at once; the slab without owner goes back exactly once, whoever is last. The words are
 // changed as `allocate`, `free_if_held`, `orphan_slab` and `retire_slab` change them.
-#include <cstdio>
-#include <cstdlib>
-
-#include "atomics.hpp"
+#include "simulate.hpp"
 
 namespace {
 
@@ -106,15 +103,5 @@ struct RemoteFreeTest : rl::test_suite<RemoteFreeTest, 3> {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rl::test_params params;
-  params.iteration_count = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 200'000;
-  params.search_type = rl::sched_random;
-  const bool sound = rl::simulate<RemoteFreeTest>(params);
-  std::printf("remote free: %llu executions, %s\n",
-              static_cast<unsigned long long>(params.iteration_count), sound ? "sound" : "BROKEN");
-#ifdef IPCBUF_WEAKEN
-  return sound ? 1 : 0;  // a model that does not see this is no proof
-#else
-  return sound ? 0 : 1;
-#endif
+  return exit_code(is_sound<RemoteFreeTest>("remote free", executions_of(argc, argv, 200'000)));
 }

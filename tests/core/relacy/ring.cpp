@@ -4,10 +4,8 @@
 // ring.cpp - P1 and P2 of core/ring.hpp under Relacy: a small ring that wraps, with records
 // whose bodies are plain variables. A read that no pair orders is reported as a race.
 
-#include <cstdio>
-#include <cstdlib>
-
 #include "ring_rows.hpp"
+#include "simulate.hpp"
 
 namespace {
 
@@ -81,15 +79,5 @@ struct RingTest : rl::test_suite<RingTest, 2> {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rl::test_params params;
-  params.iteration_count = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 200'000;
-  params.search_type = rl::sched_random;
-  const bool sound = rl::simulate<RingTest>(params);
-  std::printf("ring: %llu executions, %s\n",
-              static_cast<unsigned long long>(params.iteration_count), sound ? "sound" : "BROKEN");
-#ifdef IPCBUF_WEAKEN
-  return sound ? 1 : 0;  // a model that does not see this is no proof
-#else
-  return sound ? 0 : 1;
-#endif
+  return exit_code(is_sound<RingTest>("ring", executions_of(argc, argv, 200'000)));
 }

@@ -5,8 +5,7 @@
 // to come enters by a plain store, change a plain variable inside.
 #include "ipcbuf/sole_user.hpp"
 
-#include <cstdio>
-#include <cstdlib>
+#include "simulate.hpp"
 
 namespace {
 
@@ -32,15 +31,5 @@ struct SoleUserTest : rl::test_suite<SoleUserTest, 3> {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rl::test_params params;
-  params.iteration_count = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 100'000;
-  params.search_type = rl::sched_random;
-  const bool sound = rl::simulate<SoleUserTest>(params);
-  std::printf("sole_user: %llu executions, %s\n",
-              static_cast<unsigned long long>(params.iteration_count), sound ? "sound" : "BROKEN");
-#ifdef IPCBUF_WEAKEN
-  return sound ? EXIT_FAILURE : EXIT_SUCCESS;
-#else
-  return sound ? EXIT_SUCCESS : EXIT_FAILURE;
-#endif
+  return exit_code(is_sound<SoleUserTest>("sole_user", executions_of(argc, argv, 100'000)));
 }
