@@ -824,6 +824,42 @@ def set_object_codec(dumps: object, loads: object, dump_bytes: object, reducers:
     of their own; without, `dumps` gets all arrays.
     """
 
+class Results:
+    """The results of an executor, received for the futures in *pending*."""
+
+    def __init__(self, receiver: Receiver, pending: dict[int, Any]) -> None: ...
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """
+        Complete futures until something else comes, and return that, as `recv_object`.
+
+        None: look around, for instance because nothing is pending any more. One thread
+        alone calls this.
+        """
+
+    def wait_alone(self, future: Any, task_id: int, timeout: float | None) -> bool:
+        """
+        Wait for the only call that is pending, up to *timeout* seconds.
+
+        True if its future is completed. False does not say that it is not: it is the
+        collector's business now.
+        """
+
+    def recall(self) -> None:
+        """Have the collector take the next message."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a thread is in `wait_alone`, which only a message ends."""
+
+    @property
+    def settled(self) -> int:
+        """How many futures were completed here."""
+
+    @property
+    def alone(self) -> int:
+        """How many of these in `wait_alone`."""
+
 def wait(ends: Iterable[Any], timeout: float | None = None) -> list[Any]:
     """
     Wait until any of *ends* is ready and return those that are, in the order given.

@@ -3,21 +3,51 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED, FINISHED, PENDING, RUNNING, InvalidStateError
+from concurrent.futures._base import CANCELLED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from threading import Condition
+    from collections.abc import Callable
 
     from ._pool import Pool
 
-__all__ = ["MapFuture", "TaskFuture"]
+__all__ = ["TaskFuture"]
+
+
+class _AtFirstUse:
+    """What most futures never need, made when somebody asks for it.
+
+    That takes longer than all else that `submit` does. A future that has none of them is plain:
+    `ipcbuf.Results` completes it without Python code.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, future: TaskFuture | None, owner: type) -> Any:
+        if future is None:
+            return self
+        future._plain = False  # first: see N2 of results.cpp
+        return future.__dict__.setdefault(self._name, self._make())
 
 
 class TaskFuture(Future[Any]):
     """Made by `submit` alone."""
 
+    _condition = _AtFirstUse(threading.Condition)
+    _waiters = _AtFirstUse(list)
+    _done_callbacks = _AtFirstUse(list)
+    _state = PENDING
+    _result = None
+    _exception = None
+
+    _plain = True  # nobody but the caller looks at it, and its result is all that matters
     _pool: Pool
     _task_id = 0
     _offset = 0
@@ -27,6 +57,9 @@ class TaskFuture(Future[Any]):
     _retries = 0
     _timeout: float | None = None
     _interruptible = False
+
+    def __init__(self) -> None:
+        """Leave all as the class has it."""
 
     def cancel(self) -> bool:
         """Cancel the task unless a worker has taken it. True if it is cancelled.
@@ -55,6 +88,10 @@ class TaskFuture(Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise, as `Future.result`."""
         try:
+            if self._plain and self._state == PENDING:
+                timeout = self._wait_alone(timeout)
+            if self._state == FINISHED and self._exception is None:
+                return self._result
             result = super().result(timeout)
             if self._exception is not None:  # one that is false: Python < 3.14 does not raise it
                 raise self._exception
@@ -62,51 +99,18 @@ class TaskFuture(Future[Any]):
         finally:
             del self  # breaks a cycle with the exception's traceback
 
+    def _wait_alone(self, timeout: float | None) -> float | None:
+        """Take the result ourselves if no other is to come. Return what is left of *timeout*."""
+        results = self._pool.results
+        if results is None:
+            return timeout
+        if timeout is None:
+            results.wait_alone(self, self._task_id, None)
+            return None
+        deadline = time.monotonic() + timeout
+        results.wait_alone(self, self._task_id, timeout)
+        return max(0.0, deadline - time.monotonic())
+
     def running(self) -> bool:
         """Whether a worker is busy with the task now."""
         return super().running() or (not self.done() and self._pool.is_running(self._task_id))
-
-
-class MapFuture(TaskFuture):
-    """The future of a call in a `map`, which nobody but the map has.
-
-    All futures of a map share a condition, and have no callbacks and no other waiters. Making a
-    condition for each takes longer than all else that the map does for a call.
-    """
-
-    _result = None
-    _exception = None
-    _state = PENDING
-    _waiters = ()  # type: ignore[assignment]
-    _done_callbacks = ()
-    _is_awaited = False
-
-    def __init__(self, condition: Condition) -> None:
-        self._condition = condition
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Return the result, as `Future.result`."""
-        if self._state == FINISHED and self._exception is None:
-            return self._result
-        with self._condition:
-            self._is_awaited = True
-            self._condition.wait_for(self.done, timeout)
-        return super().result(0)
-
-    def set_result(self, result: Any) -> None:
-        """Complete the call."""
-        self._finish(result, None)
-
-    def set_exception(self, exception: BaseException | None) -> None:
-        """Complete the call."""
-        self._finish(None, exception)
-
-    def _finish(self, result: Any, exception: BaseException | None) -> None:
-        with self._condition:
-            if self._state not in (PENDING, RUNNING):
-                raise InvalidStateError(f"{self._state}: {self!r}")
-            self._result = result
-            self._exception = exception
-            self._state = FINISHED  # the last: `result` looks at it first
-            if self._is_awaited:
-                self._condition.notify_all()

@@ -38,7 +38,10 @@ A worker:
 - takes the oldest call, says on the board that it is busy with it, runs it, sends what came of it
 
 The collector:
-- completes futures as results come, all that are there for one wake-up
+- completes futures as results come, all that are there for one wake-up; plain ones, which nobody
+  has looked at yet, without Python code (`ipcbuf.Results`)
+- stands aside while calls are made one at a time: who waits for the only one that is pending takes
+  its result himself, and anything else that comes is the collector's again
 - waits for the result channel alone: whatever else it has to know comes through it too, so the
   death of a worker is read after everything that this worker had sent
 - stops the workers and ends when the executor was shut down or collected, or the interpreter
@@ -238,6 +241,8 @@ class Pool:
         self._inherited = False  # this is a copy in a forked child
 
         self.collector: threading.Thread | None = None
+        self.results: ipcbuf.Results | None = None  # while there is a collector
+        self._settled = 0  # futures that it had completed when a worker died last
 
     # --- called by any thread ---
 
@@ -273,7 +278,7 @@ class Pool:
     def forget(self, task_id: int) -> None:
         """Drop a task that was not sent or was cancelled."""
         self.pending.pop(task_id, None)
-        if self.closing:
+        if self.closing or (self.results is not None and self.results.is_awaited):
             self._wake()
 
     def withdraw(self, task_id: int, offset: int) -> bool:
@@ -333,6 +338,7 @@ class Pool:
         self._inherited = True
         self.open = False
         self.broken = "The executor belongs to the process that forked this one; make another."
+        self.results = None
         self._watcher.disown()
         self._task_sender.close()
         self._result_receiver.close()
@@ -345,6 +351,8 @@ class Pool:
             # Closed: it has ended. A full heap: there is a message that wakes it.
             with contextlib.suppress(ipcbuf.ClosedError, ipcbuf.HeapExhausted):
                 self._result_sender.send_object((0, WAKE, None))
+                if self.results is not None:
+                    self.results.recall()
 
     # --- workers ---
 
@@ -355,6 +363,7 @@ class Pool:
         )
         self._result_sender, self._result_receiver = self.segment.channel(shared=True)
         self.send_task = self._task_sender.send_task
+        self.results = ipcbuf.Results(self._result_receiver, self.pending)
         spares = self.max_workers if self._worker_options.max_tasks is not None else 0
         self._board = Board(self.max_workers + spares)
         self._watcher = Watcher(self._result_sender, self._board, options.grace)
@@ -437,10 +446,11 @@ class Pool:
 
     def _collect_until_idle(self) -> bool:
         """Complete futures until the pool is to end; False if it broke before."""
-        receive = self._result_receiver.recv_object
+        assert self.results is not None
+        receive = self.results.receive
         while True:
             try:
-                subject, status, value = receive()
+                subject, status, value = receive() or (0, WAKE, None)
             except ipcbuf.IpcbufError:
                 raise
             except BaseException as error:
@@ -566,6 +576,9 @@ class Pool:
         slot = self._slots[pid]
         row = self._board.row(slot)
         code = process.exitcode
+        if self.results is not None and self._settled != self.results.settled:
+            self._settled = self.results.settled
+            self._stillborn = 0.0
         oom = oom_kills() > self._oom_kills
         death = _Death(pid, code, row[TASK], manner_of_death(pid, code, oom))
         death.cause = self._causes.get(pid) or self._board.traceback(slot)
@@ -675,9 +688,10 @@ class Pool:
 
     def _drain(self) -> None:
         """Complete the futures whose results have come."""
+        assert self.results is not None
         while True:
             try:
-                subject, status, value = self._result_receiver.recv_object(0)
+                subject, status, value = self.results.receive(0) or (0, WAKE, None)
             except ipcbuf.IpcbufError:  # normally ChannelEmpty
                 return
             except BaseException:
@@ -705,6 +719,7 @@ class Pool:
     def _clean_up(self) -> None:
         _pools.discard(self)  # first: a fork must not close descriptors that are others' by then
         self._watcher.stop()
+        self.results = None
         with self.lock:
             self._board.close()
         self._task_sender.close()

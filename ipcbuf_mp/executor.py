@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import sys
-import threading
 import time
 import types
 import weakref
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ipcbuf
 
-from ._futures import MapFuture, TaskFuture
+from ._futures import TaskFuture
 from ._pool import Pool, PoolOptions
 from ._references import task_of
 from ._worker import TaskInterrupted, WorkerOptions
@@ -79,12 +78,6 @@ class _Calls(_AnyExecutor):
     ) -> Future[T]:
         raise NotImplementedError
 
-    def _submit_in_map(
-        self, fn: Callable[..., T], args: tuple[Any, ...], condition: threading.Condition, /
-    ) -> Future[T]:
-        """Submit a call of a `map`, whose futures may share a condition."""
-        return self._submit(fn, args, {})
-
     def _reference(self) -> Callable[[], _Calls | None]:
         """Return what a `map` that goes on has of us: it does not keep the executor alive."""
         return weakref.ref(self)
@@ -123,10 +116,9 @@ class _Calls(_AnyExecutor):
         else:
             send = fn
         futures: deque[Future[Any]] = deque()
-        condition = threading.Condition()
         try:
             for args in itertools.islice(calls, buffersize):
-                futures.append(self._submit_in_map(send, args, condition))
+                futures.append(self._submit(send, args, {}))
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -140,7 +132,7 @@ class _Calls(_AnyExecutor):
                 if (this := executor()) is not None:
                     try:
                         for args in itertools.islice(calls, 1):
-                            futures.append(this._submit_in_map(send, args, condition))
+                            futures.append(this._submit(send, args, {}))
                     except BaseException as error:  # raised when its turn comes
                         failed: Future[Any] = Future()
                         failed.set_exception(error)
@@ -304,17 +296,16 @@ class ProcessPoolExecutor(_Calls, _StandardExecutor):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: _TaskOptions | None = None,
-        future: TaskFuture | None = None,
         /,
     ) -> Future[T]:
         pool = self._pool
-        if future is None:
-            future = TaskFuture()
+        future = TaskFuture()
         future._pool = pool
         future._fn = fn
         if self._survives:
             future._call = fn, args, kwargs
         if options is not None:
+            future._plain = options.is_plain
             future._retries = options.retries
             future._timeout = options.timeout
             future._interruptible = options.cancel_running
@@ -348,16 +339,6 @@ class ProcessPoolExecutor(_Calls, _StandardExecutor):
         if options is not None and options.timeout is not None:
             pool.limit(task_id, options.timeout)
         return future
-
-    def _submit_in_map(
-        self,
-        fn: Callable[..., T],
-        args: tuple[Any, ...],
-        condition: threading.Condition,
-        options: _TaskOptions | None = None,
-        /,
-    ) -> Future[T]:
-        return self._submit(fn, args, {}, options, MapFuture(condition))
 
     def with_options(
         self,
@@ -468,11 +449,6 @@ class _WithOptions(_Calls):
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], /
     ) -> Future[T]:
         return self._executor._submit(fn, args, kwargs, self._options)
-
-    def _submit_in_map(
-        self, fn: Callable[..., T], args: tuple[Any, ...], condition: threading.Condition, /
-    ) -> Future[T]:
-        return self._executor._submit_in_map(fn, args, condition, self._options)
 
     def _reference(self) -> Callable[[], _Calls | None]:
         executor = weakref.ref(self._executor)  # this face of it may be gone

@@ -38,6 +38,7 @@ void bind_task(nb::module_& m);
 void bind_lease(nb::module_& m);
 void bind_object_queue(nb::module_& m);
 void bind_codec(nb::module_& m);
+void bind_results(nb::module_& m);
 void bind_wait(nb::module_& m);
 
 /// Somebody asked a closed segment; ClosedError. Thrown without the GIL, too.

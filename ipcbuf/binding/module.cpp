@@ -17,5 +17,6 @@ NB_MODULE(_native, m) {
   bind_lease(m);
   bind_object_queue(m);
   bind_codec(m);
+  bind_results(m);
   bind_wait(m);
 }
