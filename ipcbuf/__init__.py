@@ -28,7 +28,7 @@ from ._native import (
     wait,
 )
 from .arrays import Shared, empty, from_array, move, share, zeros
-from .channel import Atomic, ChannelInfo, Receiver, Sender, Static
+from .channel import Atomic, Receiver, Sender, Static
 from .errors import (
     AbiMismatch,
     BrokenChannel,
@@ -57,7 +57,6 @@ from .errors import (
 from .parcels import Parcels
 from .segment import (
     Segment,
-    SegmentInfo,
     default_segment,
     find_segment,
     gc,
@@ -123,11 +122,17 @@ set_object_codec(_arrays._dumps, _arrays._loads, _pickle.dumps, (_copyreg.dispat
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
+    from .info import ChannelInfo, SegmentInfo
+
     __version__: str
 else:
 
     def __getattr__(name: str) -> object:
-        """Look the version up in what was installed; only when asked, for its import takes time."""
+        """Return what is imported, or looked up, only when asked for: that takes time."""
+        if name in ("ChannelInfo", "SegmentInfo"):
+            from . import info
+
+            return getattr(info, name)
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
         from importlib.metadata import version

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, overload
 
-from .channel import ChannelInfo
+from .info import ChannelInfo
 from typing_extensions import Buffer
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 import pickle
-from typing import TYPE_CHECKING, Any
 
 from ._native import Moving, Record, Ticket, open_ticket
 from .segment import default_segment
 
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import SupportsIndex, TypeAlias
+    from typing import Any, SupportsIndex, TypeAlias
 
     import numpy
     from numpy.typing import ArrayLike, DTypeLike, NDArray

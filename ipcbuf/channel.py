@@ -11,46 +11,18 @@ from __future__ import annotations
 
 import copyreg
 from multiprocessing import reduction
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._native import Atomic, Receiver, Sender, Static
 from .parcels import Parcels
 
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from .segment import Segment
 
-__all__ = ["Atomic", "ChannelInfo", "Receiver", "Sender", "Static"]
-
-
-class ChannelInfo(NamedTuple):
-    """What `Segment.channels` says of one channel.
-
-    Attributes:
-        key: None: an anonymous channel, or one whose key was removed.
-        type: "record", "static" or "atomic".
-        id: Names it in this segment, for `doctor` and handles.
-        shared: Whether each end takes any number of users.
-        producers: Handles of the sending end that living processes have; of a static segment or
-            an atomic, all its handles.
-        consumers: The same of the receiving end.
-        messages: How many are in it.
-        bytes: How many bytes they count; of a static segment its length.
-        max_items: Messages it holds at most; 0: any number.
-        max_bytes: Bytes it holds at most; 0: any number.
-    """
-
-    key: int | str | None
-    type: str
-    id: int
-    shared: bool
-    producers: int
-    consumers: int
-    messages: int
-    bytes: int
-    max_items: int
-    max_bytes: int
+__all__ = ["Atomic", "Receiver", "Sender", "Static"]
 
 
 def _reduce(end: Sender | Receiver) -> tuple[Callable[..., object], tuple[Any, ...]]:

@@ -39,8 +39,8 @@ from __future__ import annotations
 import errno
 import queue
 import signal
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -9,10 +9,11 @@ that is known. If it is killed before it has unpickled a handle, that goes with 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Self
 
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Any, Self
 
     from ._native import Atomic, Receiver, Sender, Static
 

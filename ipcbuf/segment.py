@@ -18,21 +18,21 @@ import threading
 import weakref
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import _native
 from .errors import SegmentError, SegmentNotFound
 
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
+    from .info import SegmentInfo
     from .stats import SegmentStats
 
 __all__ = [
     "Segment",
-    "SegmentInfo",
     "default_segment",
     "find_segment",
     "gc",
@@ -169,7 +169,8 @@ class Segment(_native.Segment):
 
         Taken while others work, so its numbers are not all of one moment.
         """
-        return cast("SegmentStats", super().stats())
+        stats: SegmentStats = super().stats()  # type: ignore[assignment]
+        return stats
 
     def __reduce__(self) -> tuple[Callable[..., Segment], tuple[Any, ...]]:
         popen = get_spawning_popen()
@@ -187,28 +188,14 @@ class Segment(_native.Segment):
         return f"<Segment {what}, {self.committed} of {self.max_size} bytes committed>"
 
 
-class SegmentInfo(NamedTuple):
-    """What can be seen of a named segment from outside."""
-
-    name: str
-    memory: int
-    """Bytes of memory it takes now."""
-    max_size: int
-    """Bytes its heap may grow to; 0 if that cannot be known."""
-    pids: tuple[int, ...]
-    """Its living users, by the numbers they have in their own pid namespaces."""
-    stale: bool
-    """Nobody alive uses it: the next user, or `gc`, removes it."""
-    problem: str | None
-    """The name of the exception that opening it would raise, None if it is sound."""
-
-
 def list_segments() -> list[SegmentInfo]:
     """Return the named segments of this user, sorted by name, without becoming a user of any.
 
     Raises:
         SegmentPermission: Their directory belongs to somebody else, or lets others in.
     """
+    from .info import SegmentInfo
+
     return [SegmentInfo(*row) for row in _native.list_segments()]
 
 

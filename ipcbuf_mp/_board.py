@@ -20,7 +20,10 @@ import faulthandler
 import mmap
 import os
 from multiprocessing import reduction
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes time
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["INTERRUPT", "SINCE", "TASK", "Board"]
 

@@ -9,7 +9,10 @@ import os
 import select
 import signal
 from multiprocessing import reduction
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes time
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Gate", "Lifeline"]
 

@@ -46,12 +46,13 @@ import sys
 import threading
 from collections import ChainMap
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
 
 import ipcbuf
 
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     import numpy
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ForkProcess", "ForkServerProcess", "Process", "SpawnProcess"]
 
+# What children of a fork server would import one by one.
+_PRELOADED = ("ipcbuf_mp._worker", "ipcbuf_mp.queues")
+
 _start = BaseProcess.start
 _posing = threading.Lock()
 
@@ -107,7 +110,8 @@ def with_own_server(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return *popen*, which asks the fork server, with a server that is ours.
 
     A process that was forked has its parent's in its variables. It cannot wait for that one, which
-    the standard library tries, and raises ChildProcessError.
+    the standard library tries, and raises ChildProcessError. A server that starts now imports what
+    its children need.
     """
 
     def popen_with_own_server(process: Any) -> Any:
@@ -125,6 +129,10 @@ def with_own_server(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
                     server._forkserver_address = None
                     server._forkserver_alive_fd = None
                     server._forkserver_pid = None  # a new one is started
+            if server._forkserver_pid is None:
+                modules = list(server._preload_modules or ())
+                modules += [name for name in _PRELOADED if name not in modules]
+                server._preload_modules = modules
         return popen(process)
 
     return popen_with_own_server

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import sys
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes time
+if TYPE_CHECKING:
+    from typing import Any
+
+    Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 __all__ = ["call_of", "task_of"]
-
-Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 def task_of(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -24,7 +24,6 @@ import itertools
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ipcbuf
 
@@ -32,10 +31,12 @@ from . import _pickling as _pickling  # how objects cross: sets the codec
 from ._board import INTERRUPT, SINCE, TASK, Board
 from ._references import call_of
 
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures.process import _ExceptionWithTraceback
     from multiprocessing.process import BaseProcess
+    from typing import Any
 
     from ._lifeline import Gate, Lifeline
 
@@ -110,18 +111,35 @@ def sigint_blocked(process: BaseProcess, method: str | None) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-class WorkerOptions(NamedTuple):  # a dataclass would take every new worker 4 ms to import
+class WorkerOptions:
     """What all workers of a pool are told."""
 
-    initializer: Callable[..., object] | None = None
-    initargs: tuple[Any, ...] = ()
-    max_tasks: int | None = None
-    max_rss: int | None = None
-    """Bytes."""
-    survives: bool = False
-    """A task that does not unpickle is its own failure, not the pool's."""
-    log_level: int | None = None
-    """Send log records from there on to the parent."""
+    # A dataclass would take every new worker 4 ms to import, a NamedTuple 3.
+    def __init__(
+        self,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks: int | None = None,
+        max_rss: int | None = None,
+        survives: bool = False,
+        log_level: int | None = None,
+    ) -> None:
+        """Take them down.
+
+        Args:
+            initializer: Called before the first task.
+            initargs: Its arguments.
+            max_tasks: How many tasks a worker runs before it leaves.
+            max_rss: How many bytes it may have in memory after a task before it leaves.
+            survives: A task that does not unpickle is its own failure, not the pool's.
+            log_level: Send log records from there on to the parent.
+        """
+        self.initializer = initializer
+        self.initargs = initargs
+        self.max_tasks = max_tasks
+        self.max_rss = max_rss
+        self.survives = survives
+        self.log_level = log_level
 
 
 def serve(

@@ -154,6 +154,19 @@ def test_importing_the_drop_in_costs_little_more_than_importing_multiprocessing(
     }
 
 
+def test_a_worker_that_starts_imports_little(tmp_path: Path) -> None:
+    """What it imports it does before its first task."""
+    start = "import multiprocessing.spawn, multiprocessing.reduction, "
+    theirs = modules_imported_by(f"{start}concurrent.futures.process", tmp_path)
+    ours = modules_imported_by(f"{start}ipcbuf_mp._worker", tmp_path)
+
+    others = {name for name in ours - theirs if not name.startswith(("ipcbuf", "_editable"))}
+    assert others <= {"__future__", "faulthandler", "mmap"}
+    assert "typing" not in ours
+    assert "dataclasses" not in ours
+    assert "logging" not in ours
+
+
 def test_numpy_and_cloudpickle_are_imported_only_when_needed(tmp_path: Path) -> None:
     use = """
 import ipcbuf, ipcbuf_mp

@@ -193,7 +193,7 @@ int remove_channels(const PySegment& self) {
 }
 
 nb::list channels(const PySegment& self) {
-  const nb::object type = nb::module_::import_("ipcbuf.channel").attr("ChannelInfo");
+  const nb::object type = nb::module_::import_("ipcbuf.info").attr("ChannelInfo");
   nb::list out;
   for (const ChannelInfo& info : all_channels(self))
     out.append(type(key_to(info.key), name_of(static_cast<std::uint64_t>(info.type)), info.id,

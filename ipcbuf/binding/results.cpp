@@ -33,10 +33,10 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr int kBatch = 64;                  // futures completed before other threads may run
-constexpr std::uint32_t kLoneWaits = 3;     // in a row, before the collector stands aside
+constexpr int kBatch = 64;               // futures completed before other threads may run
+constexpr std::uint32_t kLoneWaits = 3;  // in a row, before the collector stands aside
 constexpr std::uint32_t kLoneWaitsMax = 4096;
-constexpr auto kAside = 2ms;                // without a wait, before it comes back
+constexpr auto kAside = 2ms;  // without a wait, before it comes back
 
 /// Names of attributes, made once.
 struct Names {
@@ -92,18 +92,18 @@ class PyResults {
 
   nb::object receiver_object_;
   PyReceiver& receiver_;
-  nb::dict pending_;                             // task: future
-  std::deque<std::unique_ptr<Incoming>> held_;   // with the GIL; taken, for the collector
+  nb::dict pending_;                            // task: future
+  std::deque<std::unique_ptr<Incoming>> held_;  // with the GIL; taken, for the collector
 
   std::mutex mutex_;  // of what follows; never held while waiting for the GIL
   std::condition_variable changed_;
   std::atomic<Turn> turn_ = Turn::kCollector;  // written under the mutex
   bool recalled_ = false;
-  bool tells_ = false;             // the collector waits until the waiter returns
-  std::uint32_t served_ = 0;       // waits that had the turn
-  std::uint32_t lone_waits_ = 0;   // waits that found the collector at it
-  std::uint32_t seen_waits_ = 0;   // of these, before the last message
-  std::uint32_t streak_ = 0;       // messages in a row that somebody waited for alone
+  bool tells_ = false;            // the collector waits until the waiter returns
+  std::uint32_t served_ = 0;      // waits that had the turn
+  std::uint32_t lone_waits_ = 0;  // waits that found the collector at it
+  std::uint32_t seen_waits_ = 0;  // of these, before the last message
+  std::uint32_t streak_ = 0;      // messages in a row that somebody waited for alone
   std::uint32_t needed_ = kLoneWaits;
 };
 
@@ -223,7 +223,7 @@ bool PyResults::wait_alone(nb::handle future, nb::handle task_id, nb::handle tim
       return receiver_.end.receive_slice(*message, until, wait);
     });
   if (status == Status::kEmpty) return false;
-  turn.recalls = true;  // unless it is ours
+  turn.recalls = true;                      // unless it is ours
   if (status != Status::kOk) return false;  // the collector will say what
   bool is_ours = false;
   if (message->kind == RecordKind::kNative && message->block_count == 0) {
@@ -262,16 +262,17 @@ void bind_results(nb::module_& m) {
             return run_whole(self.core(), [&] { return self.receive(timeout); });
           },
           nb::arg("timeout") = nb::none(),
-           nb::sig("def receive(self, timeout: float | None = None) -> Any"),
-           "Complete futures until something else comes, and return that, as `recv_object`.\n\n"
-           "None: look around, for instance because nothing is pending any more. One thread\n"
-           "alone calls this.")
-      .def("wait_alone", &PyResults::wait_alone, nb::arg("future"), nb::arg("task_id"),
-           nb::arg("timeout").none(),
-           nb::sig("def wait_alone(self, future: Any, task_id: int, timeout: float | None) -> bool"),
-           "Wait for the only call that is pending, up to *timeout* seconds.\n\n"
-           "True if its future is completed. False does not say that it is not: it is the\n"
-           "collector's business now.")
+          nb::sig("def receive(self, timeout: float | None = None) -> Any"),
+          "Complete futures until something else comes, and return that, as `recv_object`.\n\n"
+          "None: look around, for instance because nothing is pending any more. One thread\n"
+          "alone calls this.")
+      .def(
+          "wait_alone", &PyResults::wait_alone, nb::arg("future"), nb::arg("task_id"),
+          nb::arg("timeout").none(),
+          nb::sig("def wait_alone(self, future: Any, task_id: int, timeout: float | None) -> bool"),
+          "Wait for the only call that is pending, up to *timeout* seconds.\n\n"
+          "True if its future is completed. False does not say that it is not: it is the\n"
+          "collector's business now.")
       .def("recall", &PyResults::recall, "Have the collector take the next message.")
       .def_prop_ro("is_awaited", &PyResults::is_awaited,
                    "Whether a thread is in `wait_alone`, which only a message ends.")

@@ -6,7 +6,7 @@ ipcbuf._native.__prefix__:
     \from typing import Any
     \from collections.abc import Coroutine, Iterable
     \from typing_extensions import Buffer
-    \from .channel import ChannelInfo
+    \from .info import ChannelInfo
 
 ipcbuf._native.Record.__suffix__:
     def __buffer__(self, flags: int, /) -> memoryview: ...

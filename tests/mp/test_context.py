@@ -386,6 +386,17 @@ class TestPackage:
         names = {"ipcbuf_mp", "ipcbuf_mp._process", "ipcbuf_mp.context"}
         assert ours - stdlib <= {"__future__", *names}
 
+    def test_a_fork_server_has_imported_what_its_children_need(self) -> None:
+        run(
+            """if True:
+            import ipcbuf_mp, sys
+            with ipcbuf_mp.get_context("forkserver").Pool(1) as pool:
+                pids = pool.apply(eval, ("__import__('os').getppid()",))
+                maps = open(f"/proc/{pids}/maps").read()
+            assert "/_native." in maps
+            """
+        )
+
     def test_the_first_context_makes_the_segment(self) -> None:
         run(
             """if True:

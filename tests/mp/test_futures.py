@@ -197,9 +197,11 @@ def test_another_thread_submits_while_one_waits_alone(executor: ProcessPoolExecu
     for _ in range(5):
         one_at_a_time(executor)
         quick: list[Any] = []
-        thread = threading.Thread(
-            target=lambda: quick.append(executor.submit(same, "quick").result(PATIENCE))
-        )
+
+        def call(quick: list[Any] = quick) -> None:
+            quick.append(executor.submit(same, "quick").result(PATIENCE))
+
+        thread = threading.Thread(target=call)
         slow = executor.submit(slowly, "slow", 0.1)
         thread.start()
         assert slow.result(PATIENCE) == "slow"

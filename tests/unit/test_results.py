@@ -198,9 +198,7 @@ def test_a_message_for_others_goes_to_the_collector(desk: Desk, collected: list[
     assert future._state == "PENDING"
 
 
-def test_a_pickled_result_is_unpickled_by_the_collector(
-    desk: Desk, collected: list[Any]
-) -> None:
+def test_a_pickled_result_is_unpickled_by_the_collector(desk: Desk, collected: list[Any]) -> None:
     stand_aside(desk)
     future = desk.enter(1)
     desk.answer(1, Whose())
