@@ -19,6 +19,8 @@
 //       ever asked for, so there is nobody to tell. Whoever asks for one clears `_plain` first and
 //       looks at `_state` afterwards; we look at the one and set the other with the GIL held
 //       throughout.
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -70,6 +72,10 @@ class PyResults {
   PyResults(const PyResults&) = delete;
   PyResults& operator=(const PyResults&) = delete;
   ~PyResults() {
+    if (::getpid() != pid_) {  // a copy in a forked child: its messages and threads are another's
+      (void)turns_.release();
+      return;
+    }
     for (auto& message : held_) drop_message(*receiver_.core, *message);
   }
 
@@ -77,7 +83,7 @@ class PyResults {
   nb::object receive(nb::handle timeout);
   bool wait_alone(nb::handle future, nb::handle task_id, nb::handle timeout);
   void recall();
-  [[nodiscard]] bool is_awaited() const { return turn_ == Turn::kWaiter; }
+  [[nodiscard]] bool is_awaited() const { return turns_->turn == Turn::kWaiter; }
 
   std::uint64_t settled = 0;  // futures completed here
   std::uint64_t alone = 0;    // of these, by who waited for it
@@ -95,23 +101,29 @@ class PyResults {
   nb::dict pending_;                            // task: future
   std::deque<std::unique_ptr<Incoming>> held_;  // with the GIL; taken, for the collector
 
-  std::mutex mutex_;  // of what follows; never held while waiting for the GIL
-  std::condition_variable changed_;
-  std::atomic<Turn> turn_ = Turn::kCollector;  // written under the mutex
-  bool recalled_ = false;
-  bool tells_ = false;            // the collector waits until the waiter returns
-  std::uint32_t served_ = 0;      // waits that had the turn
-  std::uint32_t lone_waits_ = 0;  // waits that found the collector at it
-  std::uint32_t seen_waits_ = 0;  // of these, before the last message
-  std::uint32_t streak_ = 0;      // messages in a row that somebody waited for alone
-  std::uint32_t needed_ = kLoneWaits;
+  /// Who has the turn. On the heap, because destroying it waits for those who wait in it: in a
+  /// forked child there is nobody to come.
+  struct Turns {
+    std::mutex mutex;  // of all here; never held while waiting for the GIL
+    std::condition_variable changed;
+    std::atomic<Turn> turn = Turn::kCollector;  // written under the mutex
+    bool recalled = false;
+    bool tells = false;            // the collector waits until the waiter returns
+    std::uint32_t served = 0;      // waits that had the turn
+    std::uint32_t lone_waits = 0;  // waits that found the collector at it
+    std::uint32_t seen_waits = 0;  // of these, before the last message
+    std::uint32_t streak = 0;      // messages in a row that somebody waited for alone
+    std::uint32_t needed = kLoneWaits;
+  };
+  std::unique_ptr<Turns> turns_ = std::make_unique<Turns>();
+  const pid_t pid_ = ::getpid();
 };
 
 /// The collector's: completes what it can; None when it is time to look around.
 nb::object PyResults::receive(nb::handle timeout) {
   require_seat(*receiver_.core);
   for (int done = 0; done < kBatch; ++done) {
-    if (held_.empty() && streak_ >= needed_ && timeout.is_none()) stand_aside();
+    if (held_.empty() && turns_->streak >= turns_->needed && timeout.is_none()) stand_aside();
     nb::object message = next(timeout);
     if (!settle(message)) return message;
     if (PyDict_Size(pending_.ptr()) == 0) break;  // who closes the executor waits for this
@@ -132,9 +144,10 @@ nb::object PyResults::next(nb::handle timeout) {
 }
 
 void PyResults::count_message() {
-  const std::lock_guard lock(mutex_);
-  streak_ = lone_waits_ != seen_waits_ ? streak_ + 1 : 0;
-  seen_waits_ = lone_waits_;
+  Turns& t = *turns_;
+  const std::lock_guard lock(t.mutex);
+  t.streak = t.lone_waits != t.seen_waits ? t.streak + 1 : 0;
+  t.seen_waits = t.lone_waits;
 }
 
 /// Completes the future of a result (N2). False: it takes more than that.
@@ -163,83 +176,96 @@ bool PyResults::settle([[maybe_unused]] const nb::object& message) {
 }
 
 void PyResults::stand_aside() {
+  Turns& t = *turns_;
   const WithoutGil released;
-  std::unique_lock lock(mutex_);
-  turn_ = Turn::kNobody;
-  recalled_ = false;
+  std::unique_lock lock(t.mutex);
+  t.turn = Turn::kNobody;
+  t.recalled = false;
   for (;;) {
-    const std::uint32_t served = served_;
-    changed_.wait_for(lock, kAside, [&] { return recalled_ && turn_ == Turn::kNobody; });
-    if (turn_ == Turn::kWaiter) {  // for longer
-      tells_ = true;
-      changed_.wait(lock, [&] { return turn_ == Turn::kNobody; });
-      tells_ = false;
-      if (!recalled_) continue;
+    const std::uint32_t served = t.served;
+    t.changed.wait_for(lock, kAside, [&] { return t.recalled && t.turn == Turn::kNobody; });
+    if (t.turn == Turn::kWaiter) {  // for longer
+      t.tells = true;
+      t.changed.wait(lock, [&] { return t.turn == Turn::kNobody; });
+      t.tells = false;
+      if (!t.recalled) continue;
     }
-    if (recalled_ || served == served_) break;
+    if (t.recalled || served == t.served) break;
   }
-  turn_ = Turn::kCollector;
-  streak_ = 0;
+  t.turn = Turn::kCollector;
+  t.streak = 0;
 }
 
 void PyResults::recall() {
-  const std::lock_guard lock(mutex_);
-  recalled_ = true;
-  if (turn_ != Turn::kCollector) changed_.notify_one();
+  Turns& t = *turns_;
+  const std::lock_guard lock(t.mutex);
+  t.recalled = true;
+  if (t.turn != Turn::kCollector) t.changed.notify_one();
 }
 
 /// Waits for the only call that is pending. True if its future was completed here.
 bool PyResults::wait_alone(nb::handle future, nb::handle task_id, nb::handle timeout) {
+  Turns& t = *turns_;
   const std::int64_t until = until_of(timeout);
   if (PyDict_Size(pending_.ptr()) != 1) {
     recall();
     return false;
   }
   {
-    const std::lock_guard lock(mutex_);
-    if (turn_ != Turn::kNobody) {
-      if (turn_ == Turn::kCollector) ++lone_waits_;
+    const std::lock_guard lock(t.mutex);
+    if (t.turn != Turn::kNobody) {
+      if (t.turn == Turn::kCollector) ++t.lone_waits;
       return false;
     }
-    turn_ = Turn::kWaiter;
-    ++served_;
+    t.turn = Turn::kWaiter;
+    ++t.served;
   }
   struct GiveBack {
     PyResults& r;
     bool recalls = false;
     ~GiveBack() {
-      const std::lock_guard lock(r.mutex_);
-      r.turn_ = Turn::kNobody;
-      r.recalled_ |= recalls;
-      if (r.recalled_ || r.tells_) r.changed_.notify_one();
+      const std::lock_guard lock(r.turns_->mutex);
+      r.turns_->turn = Turn::kNobody;
+      r.turns_->recalled |= recalls;
+      if (r.turns_->recalled || r.turns_->tells) r.turns_->changed.notify_one();
     }
   } turn{*this};
   // From here on whoever withdraws the call sees that we wait.
-  if (PyDict_GetItemWithError(pending_.ptr(), task_id.ptr()) != future.ptr()) return false;
-  auto message = std::make_unique<Incoming>();
-  Status status = receiver_.end.try_receive(*message, 0);
-  if (status == Status::kEmpty || status == Status::kContended)
-    status = wait_for(receiver_.end, [&](Wait& wait) {
-      return receiver_.end.receive_slice(*message, until, wait);
-    });
-  if (status == Status::kEmpty) return false;
-  turn.recalls = true;                      // unless it is ours
-  if (status != Status::kOk) return false;  // the collector will say what
-  bool is_ours = false;
-  if (message->kind == RecordKind::kNative && message->block_count == 0) {
-    try {
-      is_ours = settle(decode_any(receiver_.segment, *receiver_.core, *message));
-    } catch (...) {
-      held_.push_back(std::move(message));
-      throw;
+  const auto is_pending = [&] {
+    return PyDict_GetItemWithError(pending_.ptr(), task_id.ptr()) == future.ptr();
+  };
+  if (!is_pending()) return false;
+  do {
+    auto message = std::make_unique<Incoming>();
+    Status status = receiver_.end.try_receive(*message, 0);
+    if (status == Status::kEmpty || status == Status::kContended)
+      status = wait_for(receiver_.end, [&](Wait& wait) {
+        return receiver_.end.receive_slice(*message, until, wait);
+      });
+    if (status == Status::kEmpty) return false;
+    turn.recalls = true;                      // unless we can complete it
+    if (status != Status::kOk) return false;  // the collector will say what
+    bool is_settled = false;
+    if (message->kind == RecordKind::kNative && message->block_count == 0) {
+      try {
+        is_settled = settle(decode_any(receiver_.segment, *receiver_.core, *message));
+      } catch (...) {
+        held_.push_back(std::move(message));
+        throw;
+      }
     }
-  }
-  if (!is_ours) held_.push_back(std::move(message));
-  turn.recalls = !is_ours;
-  alone += is_ours ? 1 : 0;
-  const std::lock_guard lock(mutex_);
-  needed_ = is_ours ? kLoneWaits : std::min(needed_ * 2, kLoneWaitsMax);
-  return is_ours;
+    if (!is_settled) {
+      held_.push_back(std::move(message));
+      const std::lock_guard lock(t.mutex);
+      t.needed = std::min(t.needed * 2, kLoneWaitsMax);
+      return false;
+    }
+    turn.recalls = false;
+  } while (is_pending());
+  ++alone;
+  const std::lock_guard lock(t.mutex);
+  t.needed = kLoneWaits;
+  return true;
 }
 
 }  // namespace

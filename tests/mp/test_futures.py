@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
+import multiprocessing
 import os
 import random
 import signal
@@ -264,6 +266,26 @@ def test_workers_are_replaced_while_somebody_waits_alone() -> None:
     with ProcessPoolExecutor(1, max_tasks_per_child=5) as executor:
         for number in range(16):
             assert executor.submit(same, number).result(PATIENCE) == number
+
+
+def let_go() -> None:
+    gc.collect()
+
+
+def test_a_child_is_forked_while_the_collector_stands_aside() -> None:
+    """Its copy of the pool goes, though no thread of its is left."""
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1) as executor:
+        for _ in range(20):
+            one_at_a_time(executor)
+            child = fork.Process(target=let_go)
+            child.start()
+            child.join(PATIENCE)
+            code = child.exitcode
+            child.kill()
+            child.join()
+            assert code == 0
+        one_at_a_time(executor)
 
 
 class Interrupted(Exception):
