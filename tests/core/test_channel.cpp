@@ -242,6 +242,83 @@ TEST(a_sender_without_receivers_is_told_so) {
   closes_to_nothing(pair);
 }
 
+TEST(a_channel_that_is_shut_down_gives_what_is_in_it_and_then_the_end) {
+  const auto s = make_segment();
+  for (const std::uint64_t max_items : {0U, 2U}) {
+    ChannelOptions options = shared_ends();
+    options.max_items = max_items;
+    Pair pair(*s, options);
+    CHECK_EQ(Status::kOk, send_number(pair.tx, 1));
+    CHECK_EQ(Status::kOk, send_number(pair.tx, 2));
+    for (int times = 0; times < 2; ++times)
+      CHECK_EQ(Status::kOk, pair.tx.shut_down(platform::kForever));
+
+    CHECK_EQ(Status::kBroken, send_number(pair.tx, 3));
+    std::uint64_t number = 0;
+    for (const std::uint64_t expected : {1U, 2U}) {
+      CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
+      CHECK_EQ(expected, number);
+    }
+    CHECK_EQ(Status::kEnded, receive_number(pair.rx, number));
+    CHECK_EQ(Status::kBroken, send_number(pair.tx, 3));
+    closes_to_nothing(pair);
+  }
+}
+
+TEST(a_shut_down_wakes_all_who_wait_in_any_process) {
+  const auto s = make_segment();
+  ChannelOptions options = shared_ends();
+  options.max_items = 1;
+  Pair empty(*s, shared_ends());
+  Pair full(*s, options);
+  CHECK_EQ(Status::kOk, send_number(full.tx, 1));
+  std::vector<pid_t> waiting;
+  for (int i = 0; i < 3; ++i) {
+    waiting.push_back(check::in_child([&] {
+      std::uint64_t number = 0;
+      CHECK_EQ(Status::kEnded, receive_number(empty.rx, number));
+    }));
+    waiting.push_back(check::in_child([&] { CHECK_EQ(Status::kBroken, send_number(full.tx, 2)); }));
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(65));  // most are asleep by then
+
+  CHECK_EQ(Status::kOk, empty.tx.shut_down(platform::kForever));
+  CHECK_EQ(Status::kOk, full.tx.shut_down(platform::kForever));
+
+  for (const pid_t pid : waiting) CHECK_EQ(0, check::end_of(pid));
+}
+
+TEST(who_is_killed_while_it_shuts_down_has_done_it_or_not) {
+  const auto s = make_segment();
+  for (int round = 0; round < 200; ++round) {
+    Pair pair(*s, shared_ends());
+    CHECK_EQ(Status::kOk, send_number(pair.tx, 1));
+    int begins[2];
+    CHECK_EQ(0, ::pipe(begins));
+    const pid_t pid = check::in_child([&] {
+      (void)!::write(begins[1], "y", 1);
+      (void)pair.tx.shut_down(platform::kForever);
+      for (;;) ::pause();
+    });
+    char c = 0;
+    CHECK_EQ(1L, ::read(begins[0], &c, 1));
+    for (volatile int i = 0; i < round * 10; i = i + 1) {
+    }
+    (void)check::kill_and_wait(pid);
+    ::close(begins[0]), ::close(begins[1]);
+
+    std::uint64_t number = 0;
+    CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
+    const Status sent = send_number(pair.tx, 2);
+    CHECK(sent == Status::kOk || sent == Status::kBroken);
+    CHECK_EQ(sent == Status::kOk ? Status::kOk : Status::kEnded, receive_number(pair.rx, number));
+    CHECK_EQ(Status::kOk, pair.tx.shut_down(platform::kForever));
+    CHECK_EQ(Status::kEnded, receive_number(pair.rx, number));
+    (void)reap_all(*s);
+    closes_to_nothing(pair);
+  }
+}
+
 TEST(what_a_killed_sender_published_is_received_before_the_break) {
   const auto s = make_segment();
   for (int round = 0; round < 10; ++round) {

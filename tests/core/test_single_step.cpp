@@ -457,6 +457,14 @@ std::vector<Scenario> channel_scenarios() {
     all.push_back(s);
   }
   {
+    Scenario s{.name = "shut down, with sleepers to wake"};
+    s.set_up = [waiting](World& w) { one_channel(w), send_some(w, 2), waiting(w); };
+    s.stepped.act = [](World& w) {
+      REQUIRE(w, w.tx[0]->shut_down(platform::kForever) == Status::kOk);
+    };
+    all.push_back(s);
+  }
+  {
     Scenario s{.name = "the descriptor that is watched"};
     s.set_up = [](World& w) {
       ChannelOptions options = shared_ends();
