@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["ForkProcess", "ForkServerProcess", "Process", "SpawnProcess"]
 
 _start = BaseProcess.start
-_posing = threading.Lock()
+_posing = threading.RLock()
+os.register_at_fork(after_in_child=_posing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def start(process: BaseProcess) -> None:
