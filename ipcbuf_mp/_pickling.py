@@ -59,7 +59,15 @@ if TYPE_CHECKING:
     Reducer = Callable[[Any], Any]
     Buffer = bytes | bytearray | memoryview
 
-__all__ = ["Late", "dump_bytes", "dumps", "loads"]
+__all__ = [
+    "ByValue",
+    "Late",
+    "dump_bytes",
+    "dumps",
+    "dumps_by_value",
+    "dumps_main_by_value",
+    "loads",
+]
 
 LARGE = 4096
 MOST_BUFFERS = 60
@@ -243,6 +251,28 @@ def _dumps_by_cloudpickle(
     pickler.dispatch_table = ChainMap(_reducers.current(), pickler.dispatch_table)
     pickler.dump(obj)
     return b"".join(pieces), buffers or None
+
+
+def dumps_main_by_value(obj: object) -> tuple[bytes, list[memoryview] | None]:
+    """As `dumps`, for a receiver that has another `__main__`."""
+    try:
+        message = _dumps_by_pickle(obj)
+    except _REFUSALS:
+        return dumps(obj)
+    return _dumps_by_cloudpickle(obj) if _MAIN in message[0] else message
+
+
+_MAIN = b"\x08__main__"  # as pickle writes it, with its length
+
+
+class ByValue:
+    """Is unpickled as *obj*, of which nothing went by the name of a main module."""
+
+    def __init__(self, obj: object) -> None:
+        self._obj = obj
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        return pickle.loads, (dumps_by_value(self._obj),)
 
 
 def dumps_by_value(obj: object) -> bytes:

@@ -69,11 +69,13 @@ Burial, where the death of a worker does not break the pool:
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -90,9 +92,9 @@ from . import _worker
 from ._autopsy import manner_of_death, name_of, oom_kills
 from ._board import SINCE, TASK, Board
 from ._lifeline import Gate, Lifeline
-from ._pickling import first_numbers_of_unread
-from ._process import start_with_parcels
-from ._references import task_of
+from ._pickling import ByValue, Late, dumps_main_by_value, first_numbers_of_unread
+from ._process import start_with_parcels, without_main
+from ._references import call_of, task_of
 from ._watcher import Watcher
 from ._worker import (
     DIED,
@@ -109,6 +111,7 @@ from ._worker import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
 
@@ -190,6 +193,8 @@ class PoolOptions:
     """Tasks that may wait for a worker; 0: any number."""
     max_queued_bytes: int = 0
     """Bytes of them; 0: any number."""
+    import_main: bool = True
+    """Workers run the main module again; else what it defines goes by value."""
 
 
 class Pool:
@@ -210,6 +215,10 @@ class Pool:
         self._worker_options = worker_options
         # https://github.com/python/cpython/issues/90622: no fork once our threads run.
         self._forks = context.get_start_method() == "fork"
+        # What a prompt defines may be newer than the workers that were forked.
+        self._main_goes_by_value = not options.import_main and not (
+            self._forks and hasattr(sys.modules.get("__main__"), "__file__")
+        )
         self.segment = ipcbuf.default_segment()
 
         # Guards the decision to take a task, to start a worker and to end.
@@ -363,6 +372,8 @@ class Pool:
         )
         self._result_sender, self._result_receiver = self.segment.channel(shared=True)
         self.send_task = self._task_sender.send_task
+        if self._main_goes_by_value:
+            self.send_task = functools.partial(_send_main_by_value, self.send_task)
         self.results = ipcbuf.Results(self._result_receiver, self.pending)
         spares = self.max_workers if self._worker_options.max_tasks is not None else 0
         self._board = Board(self.max_workers + spares)
@@ -378,14 +389,21 @@ class Pool:
         gate = None if leaving is None else Gate()
         ends = (self._task_receiver, self._result_sender, _our_lifeline(), self._board, slot)
         hears_ctrl_c = signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        options: Any = self._worker_options
+        lacks_main = not (self._forks or self.options.import_main)
+        if lacks_main and options.initializer is not None:
+            options = ByValue(options)
         # The environment is unpickled first: later ones may import what reads it.
         process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
             target=_worker.serve,
-            args=(self._environment, *ends, self._worker_options, hears_ctrl_c, modules, gate),
+            args=(self._environment, *ends, options, hears_ctrl_c, modules, gate),
         )
         self.is_starting = True
         try:
-            with _worker.sigint_blocked(process, self.context.get_start_method()):
+            with (
+                _worker.sigint_blocked(process, self.context.get_start_method()),
+                without_main() if lacks_main else contextlib.nullcontext(),
+            ):
                 start_with_parcels(process)
         except BaseException:
             if gate is not None:
@@ -408,7 +426,7 @@ class Pool:
             for future in list(itertools.islice(self.pending.values(), _LOOK_AHEAD))
             if isinstance(future._fn, FunctionType)
         }
-        names.pop("__main__", None)  # multiprocessing sees to it
+        names.pop("__main__", None)  # multiprocessing sees to it, or it goes by value
         return tuple(name for name in names if isinstance(name, str))
 
     def everybody(self) -> list[BaseProcess]:
@@ -771,3 +789,10 @@ def _handle_record(state: dict[str, Any]) -> None:
         logging.getLogger(record.name).handle(record)
     except Exception:
         LOGGER.exception("a log record of a worker could not be handled")
+
+
+def _send_main_by_value(send: Callable[..., int], task: Any, task_id: int) -> int:
+    """Send a task to workers that have another main module."""
+    if task is not None:
+        task = Late(*dumps_main_by_value(call_of(task)))
+    return send(task, task_id)

@@ -4,6 +4,7 @@
 - What pickle refuses to send to a new process goes through cloudpickle: lambdas, closures,
   processes of a class that was made in a function.
 - A process that was forked may start others through a fork server, also if its parent has one.
+- A process may start without running the program's main module again (`without_main`).
 - A daemonic process may have children. They are daemonic by default, and end with it if it ends by
   itself; if it is killed, they are left alone as any process is whose parent was killed.
 """
@@ -28,7 +29,8 @@ __all__ = ["ForkProcess", "ForkServerProcess", "Process", "SpawnProcess"]
 _PRELOADED = ("ipcbuf_mp._worker", "ipcbuf_mp.queues")
 
 _start = BaseProcess.start
-_posing = threading.Lock()
+_posing = threading.RLock()
+os.register_at_fork(after_in_child=_posing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def start(process: BaseProcess) -> None:
@@ -104,6 +106,36 @@ def start_with_parcels(process: BaseProcess) -> None:
         process.start()
     assert process.pid is not None
     parcels.address(process.pid)
+
+
+class without_main:  # noqa: N801  # a function to its users; contextlib is slow to import
+    """Let a process that this thread starts in here not run the program's main module.
+
+    What that module defines does not exist in the process: it has to be sent by value.
+    """
+
+    def __enter__(self) -> None:
+        from multiprocessing import spawn
+
+        this_thread = threading.get_ident()
+        _posing.acquire()
+        self._get_data = get_data = spawn.get_preparation_data
+
+        def get_data_without_main(name: str) -> dict[str, Any]:
+            data: dict[str, Any] = get_data(name)
+            if threading.get_ident() == this_thread:
+                for key in ("init_main_from_name", "init_main_from_path"):
+                    data.pop(key, None)
+                if data["start_method"] not in ("fork", "spawn", "forkserver"):
+                    data["start_method"] = None  # the process may not know it, as that of loky
+            return data
+
+        spawn.get_preparation_data = get_data_without_main
+        self._spawn = spawn
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._spawn.get_preparation_data = self._get_data
+        _posing.release()
 
 
 def with_own_server(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -47,6 +47,7 @@ _ONLY_HERE = {
     "mp_context": "workers exist already",
     "max_queued_bytes": "dask counts tasks",
     "forward_logging": "use Client.forward_logging()",
+    "import_main": "workers never run the main module",
     "grace": "dask does not end tasks that run",
 }
 # Types whose objects name something of this machine.

@@ -215,6 +215,7 @@ class ProcessPoolExecutor(_Calls, _StandardExecutor):
         grace: float = 1.0,
         forward_logging: bool = False,
         env: dict[str, str] | None = None,
+        import_main: bool = True,
     ) -> None:
         """Make an executor; workers start with the first calls.
 
@@ -234,6 +235,9 @@ class ProcessPoolExecutor(_Calls, _StandardExecutor):
             grace: Seconds from the interruption of a task to the kill of its worker.
             forward_logging: Handle what workers log in this process.
             env: Environment variables of the workers, set before they unpickle anything.
+            import_main: False: workers do not run the program's main module again, and what it
+                defines goes by value, so a script needs no `if __name__ == "__main__":`. Forked
+                workers have the module as it was.
 
         Raises:
             ValueError: A number is out of range, or *max_tasks_per_child* is given with fork.
@@ -272,7 +276,7 @@ class ProcessPoolExecutor(_Calls, _StandardExecutor):
             self._survives,
             logging.getLogger().getEffectiveLevel() if forward_logging else None,
         )
-        options = PoolOptions(self._survives, grace, max_queued, max_queued_bytes)
+        options = PoolOptions(self._survives, grace, max_queued, max_queued_bytes, import_main)
         self._pool = Pool(max_workers, mp_context, env or {}, workers, options)
         self._is_shut_down = False
         weakref.finalize(self, self._pool.close).atexit = False

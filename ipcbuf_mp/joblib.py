@@ -7,30 +7,29 @@
 
 The executor is kept between calls of `Parallel`, and shared by them, as joblib keeps loky's. A
 worker that dies costs the call that it worked for, as with loky, and not the next one.
-What a prompt, a notebook or `python -c` defines goes by value: no worker can import its `__main__`.
+No worker runs the main module again: what a script, a prompt or a notebook defines goes by value,
+as with loky, and a script needs no `if __name__ == "__main__":`.
 Within a worker, `Parallel` runs in threads and below that one after the other, as joblib has it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import pickle
-import sys
 import threading
 import warnings
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 import joblib
 from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase
 
-from ._pickling import dumps_by_value
 from .executor import BrokenProcessPool, Executor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
 __all__ = ["BrokenProcessPool", "IpcbufBackend", "shutdown"]
 
@@ -46,6 +45,7 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             the server by default: libraries that run threads of OpenMP hang in a forked child.
         initializer: Called in each worker before its first task.
         initargs: Its arguments.
+        idle_worker_timeout: Ignored, for idle workers cost no processor time.
         **options: What `Executor` takes beside these.
     """
 
@@ -61,6 +61,7 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         mp_context: Any = "forkserver",
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        idle_worker_timeout: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
@@ -72,6 +73,7 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             "mp_context": mp_context,
             "initializer": initializer,
             "initargs": initargs,
+            "import_main": False,
             **options,
         }
         self._workers: Executor | None = None
@@ -136,9 +138,9 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> Any:
         """Send a batch of tasks to a worker."""
         assert self._workers is not None
-        if not hasattr(sys.modules["__main__"], "__file__"):
-            func = functools.partial(_call_by_value, dumps_by_value(func))
-        future = self._workers.submit(func)
+        future: Future[Any] = self._workers.submit(func)
+        if future.done() and not future._offset:  # type: ignore[attr-defined]
+            future = _refused(future)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         if callback is not None:
@@ -200,14 +202,23 @@ def _find(how: dict[str, Any]) -> Executor | None:
     return None
 
 
+def _refused(future: Future[Any]) -> Future[Any]:
+    """Return the future of a task that could not be sent, with the exception that loky has."""
+    error = pickle.PicklingError("Could not pickle the task to send to the workers.")
+    error.__cause__ = future.exception()
+    refused: Future[Any] = Future()
+    refused.set_exception(error)
+    return refused
+
+
 def _begin(initializer: Callable[..., object] | None, *initargs: Any) -> None:
     """Begin a worker, where importing this module has registered the backend, for calls within."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from joblib.externals.loky import process_executor
+
+        process_executor._CURRENT_DEPTH += 1  # what joblib's other backends ask for
     if initializer is not None:
         initializer(*initargs)
-
-
-def _call_by_value(payload: bytes) -> Any:
-    return pickle.loads(payload)()
 
 
 joblib.register_parallel_backend("ipcbuf", IpcbufBackend)

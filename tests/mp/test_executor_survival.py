@@ -16,6 +16,8 @@ import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -609,6 +611,48 @@ def test_where_the_cgroup_says_nothing_there_was_no_oom_kill(
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Executor(1, **options)
+
+
+UNGUARDED = """
+import ipcbuf, ipcbuf_mp, os, pathlib, signal, sys
+import numpy as np
+class Point:
+    def __init__(self, x): self.x = x
+def begin(lock, point): os.environ["BEGUN"] = f"{type(lock).__name__} {point.x}"
+def die_once(point, array):
+    try:
+        pathlib.Path(sys.argv[2]).touch(exist_ok=False)
+    except FileExistsError:
+        return Point(point.x + array.sum())
+    os.kill(os.getpid(), signal.SIGKILL)
+print("begun")
+context = ipcbuf_mp.get_context(sys.argv[1])
+initargs = context.Lock(), Point(5)
+with ipcbuf_mp.Executor(
+    1, context, begin, initargs, on_worker_death="restart", import_main=False
+) as executor:
+    array = ipcbuf.move(ipcbuf.from_array(np.ones(10000)))
+    dying = executor.with_options(retries=1).submit(die_once, Point(3), np.ones(10000))
+    result = executor.submit(die_once, Point(3), array).result()
+    print(dying.result().x, result.x, type(result) is Point)
+    print(executor.submit(os.getenv, "BEGUN").result())
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_that_lack_the_main_module(method: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    result = subprocess.run(
+        [sys.executable, str(script), method, str(tmp_path / "dead")],
+        timeout=LONG,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    expected = "begun\n10003.0 10003.0 True\nLock 5\n"
+    assert (result.stdout, result.stderr) == (expected, "")
 
 
 # --- limits ---------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -112,26 +114,93 @@ def test_lambdas(parallel: Any) -> None:
     assert parallel()(joblib.delayed(lambda x: x + 1)(i) for i in range(5)) == [1, 2, 3, 4, 5]
 
 
-def test_what_is_defined_at_a_prompt() -> None:
-    """No worker can import the main module. What it returns is of the class that is here."""
-    program = """
-import joblib, ipcbuf_mp.joblib
+UNGUARDED = """
+import joblib, os, sys, ipcbuf_mp.joblib
 class Point:
     def __init__(self, x): self.x = x
+class PointError(Exception): pass
 def double(point): return Point(2 * point.x)
-jobs = joblib.Parallel(n_jobs=2, backend="ipcbuf")
-points = jobs(joblib.delayed(double)(Point(x)) for x in range(3))
-print([point.x for point in points], {type(point) for point in points} == {Point})
+def fail(point): raise PointError(point.x)
+def begin(point): os.environ["BEGUN"] = str(point.x)
+print("begun")
+with joblib.parallel_config("ipcbuf", n_jobs=2, mp_context=sys.argv[1]):
+    points = joblib.Parallel()(joblib.delayed(double)(Point(x)) for x in range(3))
+    print([point.x for point in points], {type(point) for point in points} == {Point})
+    try:
+        joblib.Parallel()([joblib.delayed(fail)(Point(7))] * 2)
+    except PointError as error:
+        print(error)
+    jobs = joblib.Parallel(initializer=begin, initargs=(Point(5),))
+    print(jobs([joblib.delayed(os.getenv)("BEGUN")] * 2))
 """
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("where", ["in a script", "at a prompt"])
+def test_what_the_main_module_defines(where: str, method: str, tmp_path: Path) -> None:
+    """No worker runs it again. What one returns is of the class that is here."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    program = [str(script)] if where == "in a script" else ["-c", UNGUARDED]
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, *program, method],
         timeout=LONG,
         capture_output=True,
         text=True,
         check=False,
     )
 
-    assert (result.stdout, result.stderr) == ("[0, 2, 4] True\n", "")
+    expected = "begun\n[0, 2, 4] True\n7\n['5', '5']\n"
+    assert (result.stdout, result.stderr) == (expected, "")
+
+
+def test_a_task_that_cannot_be_pickled_fails_as_with_loky(parallel: Any) -> None:
+    class Unpicklable:
+        def __reduce__(self) -> Any:
+            raise RuntimeError("123")
+
+    with pytest.raises(pickle.PicklingError, match="the task to send") as caught:
+        parallel()(joblib.delayed(id)(Unpicklable()) for _ in range(2))
+    assert str(caught.value.__cause__) == "123"
+
+
+def test_processes_of_joblib_within_a_task_warn(parallel: Any) -> None:
+    def nested() -> tuple[Any, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            jobs = joblib.Parallel(n_jobs=2, backend="multiprocessing")
+            results = jobs(joblib.delayed(abs)(-i) for i in (1, 2))
+        return results, [str(each.message) for each in caught]
+
+    [(results, messages)] = parallel()([joblib.delayed(nested)()])
+    assert results == [1, 2]
+    assert len(messages) == 1
+    assert "backed parallel loops cannot be nested" in messages[0]
+
+
+IN_LOKY = """
+import joblib
+def nested():
+    import ipcbuf_mp.joblib
+    with joblib.parallel_config("ipcbuf", n_jobs=2):
+        return joblib.Parallel()(joblib.delayed(abs)(-i) for i in (1, 2))
+print(joblib.Parallel(2, "loky")([joblib.delayed(nested)()] * 2))
+"""
+
+
+def test_in_a_worker_of_loky() -> None:
+    """Its start method has a name that our workers do not know."""
+    result = subprocess.run(
+        [sys.executable, "-c", IN_LOKY], timeout=LONG, capture_output=True, text=True, check=False
+    )
+
+    assert (result.stdout, result.stderr) == ("[[1, 2], [1, 2]]\n", "")
+
+
+def test_the_time_after_which_idle_workers_of_loky_end_is_ignored() -> None:
+    with joblib.parallel_config("ipcbuf", n_jobs=2, mp_context="fork", idle_worker_timeout=1):
+        assert joblib.Parallel()(joblib.delayed(square)(i) for i in range(3)) == [0, 1, 4]
+    backend.shutdown()
 
 
 def test_an_error_ends_the_call_and_not_the_next_one(parallel: Any) -> None:

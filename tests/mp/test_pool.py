@@ -98,11 +98,17 @@ def double(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array
 
 
+def answer_by_a_child(answers: Any, number: int) -> None:
+    child = ipcbuf_mp.get_context("fork").Process(target=answers.put, args=(number + 1,))
+    child.start()
+    child.join(PATIENCE)
+
+
 def start_child(number: int) -> int:
     """What a daemonic process of the standard library must not do."""
     context = ipcbuf_mp.get_context("fork")
     answers = context.SimpleQueue()
-    child = context.Process(target=answers.put, args=(number + 1,))
+    child = context.Process(target=answer_by_a_child, args=(answers, number))
     child.start()
     child.join(PATIENCE)
     result: int = answers.get()
