@@ -476,6 +476,7 @@ def main() -> int:
         print(
             f"| {mutant.rule} | {mutant.what} | {by or '**nobody**'} | {how} | {took} |", flush=True
         )
+    print(json.dumps({"faults": len(mutants), "unnoticed": alive}))
     if not chosen.keep:
         shutil.rmtree(COPY)
     return 1 if alive else 0
