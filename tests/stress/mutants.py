@@ -4,6 +4,7 @@
     python tests/stress/mutants.py                 # all; a table, and exit status 1 if one lives
     python tests/stress/mutants.py D5 --keep       # those whose rule or file has the text in it
     python tests/stress/mutants.py --part 2/3      # the second third of them
+    python tests/stress/mutants.py --missing       # without those that this commit has already
     python tests/stress/mutants.py --table         # docs/proof-core.md, from what was found
 
 A fault is an edit of a copy of the core, which is built and run against the tests named with it.
@@ -362,7 +363,9 @@ def complaint(test: str) -> str:
         return signal.Signals(-done.returncode).name
     said = done.stdout + done.stderr
     found = re.search(
-        r"^BAD .*\n +(.*)|: in \w+: (.*)|^(DATA RACE|DEADLOCK|.*ASSERT.*)", said, re.MULTILINE
+        r"^BAD .*\n(?: \(inlined.*\n)*    (.*)|: in \w+: (.*)|^(.*, BROKEN)",
+        said,
+        re.MULTILINE,
     )
     text = next(filter(None, found.groups()), "") if found else said.strip().rpartition("\n")[2]
     return " ".join(text.split())[:MOST_SAID] or f"exit code {done.returncode}"
@@ -449,6 +452,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="every seeded fault has to be noticed")
     parser.add_argument("only", nargs="?", default="", help="text in the rule or the file")
     parser.add_argument("--part", default="1/1", help="I/N: only every Nth, from the Ith on")
+    parser.add_argument("--missing", action="store_true", help="those not noticed at this commit")
     parser.add_argument("--table", action="store_true", help="only write docs/proof-core.md")
     parser.add_argument("--keep", action="store_true", help="keep build/mutants")
     chosen = parser.parse_args()
@@ -456,6 +460,12 @@ def main() -> int:
         return 1 if write_table() else 0
     mutants = [m for m in MUTANTS if chosen.only in m.rule or chosen.only in m.file]
     mutants = share(mutants, chosen.part)
+    if chosen.missing:
+        now = commit()
+        noticed = {key for key, found in load().items() if found["by"] and found["commit"] == now}
+        mutants = [m for m in mutants if (m.rule, m.what) not in noticed]
+    if not mutants:
+        return 0
     for mutant in mutants:
         has_text_once(mutant)
     prepare()
