@@ -119,6 +119,8 @@ TEST(an_address_that_comes_too_late_says_nothing_about_others) {  // V1
 
   std::uint64_t number = 0;
   CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
+  CHECK_EQ(1U, sound(*s).parcels);
+  CHECK_EQ(1UL, list_seats(*s).size());
 
   address_parcels(*s, parcels, static_cast<std::uint32_t>(pid));  // nor in the way of the right one
   CHECK_EQ(Status::kEnded, receive_number(pair.rx, number));
