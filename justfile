@@ -52,18 +52,24 @@ stress-short: _stress_programs
     pytest -m stress tests/stress/test_kill_rounds.py tests/stress/test_chaos.py
     IPCBUF_ROUNDS=200 pytest -m stress tests/mp/test_executor_survival.py -k killed
 
-# Seeded runs that kill processes, minutes of them; writes docs/proof.md
-stress *args: _stress_programs
+# Seeded runs that kill processes, most of an hour; writes docs/proof.md
+stress *args: _proof_programs
     python tests/stress/report.py run ci
     pytest -m stress tests/stress {{args}}
 
-# The long proofs, hours of them; goes on where it was interrupted, and writes docs/proof.md
-release-proof *args: _stress_programs
+# The long proofs, a night; goes on where it was interrupted, and writes docs/proof.md. For less: --minutes-each 5
+release-proof *args: _proof_programs
     python tests/stress/report.py run release {{args}}
 
 _stress_programs:
     cmake -S ipcbuf -B build/core-plain -G Ninja -DIPCBUF_SANITIZE=
     cmake --build build/core-plain --target random_kills many_processes test_crash_points test_single_step
+
+_proof_programs: _stress_programs
+    cmake --build build/core-plain --target relacy_ring_sound relacy_doorbell_sound relacy_owner_word_sound
+    cmake --build build/core-plain --target relacy_hand_over_sound relacy_remote_free_sound relacy_sole_user_sound
+    cmake -S ipcbuf -B build/core-address -G Ninja -DIPCBUF_SANITIZE=address
+    cmake --build build/core-address --target fuzz_attach
 
 # CPython's tests of process pools on both executors; for a Python that lacks them: --tests DIR
 conformance-executor *args:

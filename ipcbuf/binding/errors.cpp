@@ -154,6 +154,10 @@ void raise_status(Status status, const Failure& why, Flavour flavour) {
     }
     case Status::kLost:
       raise_text("SegmentLost", "somebody closed the segment's descriptor in this process");
+    case Status::kTorn:
+      raise_text("SegmentLost",
+                 "this process was made by a raw clone while another thread was inside ipcbuf; "
+                 "make it with os.fork, or start a program");
     case Status::kNotASegment:
       raise_text("NotASegment", explain(status, why));
     case Status::kVersion:
@@ -223,7 +227,7 @@ void raise_truncated(Segment& segment) {
 
 void require_seat(Segment& segment) {
   require_whole(segment);
-  if (!segment.is_seated()) raise_status(segment.is_lost() ? Status::kLost : Status::kTooMany);
+  if (!segment.is_seated()) raise_status(segment.no_seat());
 }
 
 }  // namespace ipcbuf::binding

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_fork.cpp - fork.hpp: what a child has, with handlers and without.
+#include <fcntl.h>
 #include <sys/syscall.h>
 
 #include "fixture.hpp"
@@ -65,6 +66,58 @@ TEST(a_child_goes_on_when_its_parent_is_killed) {
   std::uint64_t number = 0;
   CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
   CHECK(number == 1 || number == 2);  // 2 if we were quicker
+}
+
+/// Who looks from another pid namespace has nothing but the life byte.
+TEST(the_life_byte_of_the_dead_is_free_although_their_child_lives) {
+  struct Report {
+    int fd;
+    Token token;
+    pid_t child;
+  } report{};
+  int ready[2];
+  CHECK_EQ(0, ::pipe(ready));
+  const pid_t pid = check::in_child([&] {
+    const auto own = make_segment();
+    report = {own->fd(), own->token(), 0};
+    if (::fork() == 0) {
+      ::alarm(60);
+      report.child = ::getpid();
+      (void)!::write(ready[1], &report, sizeof report);
+    }
+    for (;;) ::pause();
+  });
+  CHECK_EQ(static_cast<long>(sizeof report), ::read(ready[0], &report, sizeof report));
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%d/fd/%d", static_cast<int>(pid), report.fd);
+  const int fd = ::open(path, O_RDWR | O_CLOEXEC);
+  Failure why;
+  const auto s = Segment::attach(fd, why);
+  ::close(fd);
+  CHECK(s != nullptr);
+  const std::uint32_t seat = slot_of(report.token);
+  CHECK_EQ(1, platform::test_life_byte(s->fd(), seat));
+
+  CHECK_EQ(-SIGKILL, check::kill_and_wait(pid));
+
+  CHECK_EQ(0, platform::test_life_byte(s->fd(), seat));
+  CHECK_EQ(1, reap_all(*s));
+  CHECK_EQ(2U, sound(*s).processes);
+  ::kill(report.child, SIGKILL);
+  ::close(ready[0]), ::close(ready[1]);
+}
+
+TEST(who_lost_its_descriptor_keeps_its_life_byte) {
+  const auto s = make_segment();
+  const pid_t pid = child_that([&] {
+    ::close(s->fd());
+    CHECK(s->is_lost());
+  });
+  CHECK_EQ(1, platform::test_life_byte(s->fd(), 1));
+  CHECK_EQ(0, reap_all(*s));
+  (void)check::kill_and_wait(pid);
+  CHECK_EQ(0, platform::test_life_byte(s->fd(), 1));
+  CHECK_EQ(1, reap_all(*s));
 }
 
 TEST(a_view_alive_at_a_fork_is_shared_until_both_drop_it) {
@@ -135,6 +188,149 @@ TEST(a_child_of_a_raw_clone_takes_a_seat_at_its_first_call) {
   CHECK_EQ(1, reap_all(*s));
   CHECK_EQ(parent, s->token());
   (void)sound(*s);
+}
+
+/// What the child of a raw clone answers with.
+enum Answer : int { kWorks = 0, kFails = 1, kRefused = 7 };
+
+template <class Body>
+pid_t raw_clone(Body&& body) {
+  std::fflush(nullptr);
+  const long pid = ::syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+  if (pid == 0) {
+    ::alarm(30);
+    check::failures = 0;
+    const int answer = body();
+    ::_exit(check::failures == 0 ? answer : kFails);
+  }
+  return static_cast<pid_t>(pid);
+}
+
+TEST(a_child_that_was_copied_in_the_midst_of_a_change_is_refused) {
+  if (check::kSanitized) return;  // nor does the sanitizer's own allocator like such a child
+  const auto s = make_segment();
+  Pair pair(*s, {});
+  Failure why;
+  LiveView view;
+  view.block = allocate(*s, 100);
+  s->add_view(view);
+  std::atomic<int> step{0};
+  std::thread holder([&] {
+    const std::lock_guard lock(s->mutex());
+    step = 1;
+    while (step != 2) std::this_thread::yield();
+  });
+  while (step != 1) std::this_thread::yield();
+  const pid_t pid = raw_clone([&] {
+    CHECK_EQ(0U, s->token());
+    CHECK(!s->is_seated());
+    CHECK_EQ(Status::kTorn, s->no_seat());
+    CHECK_EQ(Status::kTorn, s->health());
+    CHECK_EQ(Status::kTorn, send_number(pair.tx, 1));
+    std::uint64_t number = 0;
+    CHECK_EQ(Status::kTorn, receive_number(pair.rx, number));
+    CHECK_EQ(Status::kTorn, s->add_endpoint(pair.id, End::kSender));
+    CHECK(Segment::attach(s->fd(), why) == nullptr);
+    CHECK_EQ(Status::kTorn, why.status);
+    CHECK(Segment::create(1U << 20, why) == nullptr);
+    CHECK_EQ(Status::kTorn, why.status);
+    const pid_t grandchild = check::in_child([&] { CHECK_EQ(Status::kTorn, s->health()); });
+    CHECK_EQ(0, check::end_of(grandchild));
+    // What it lets go of was never its own.
+    s->remove_view(view);
+    CHECK_EQ(Status::kTorn, drop_block(*s, view.block));
+    pair.tx.close();
+    pair.rx.close();
+    return kRefused;
+  });
+  CHECK_EQ(kRefused, check::end_of(pid));
+  step = 2;
+  holder.join();
+
+  s->remove_view(view);
+  CHECK_EQ(Status::kOk, drop_block(*s, view.block));
+  std::uint64_t number = 0;
+  CHECK_EQ(Status::kOk, send_number(pair.tx, 5));
+  CHECK_EQ(Status::kOk, receive_number(pair.rx, number));
+  CHECK_EQ(0, reap_all(*s));
+  CHECK_EQ(1U, sound(*s).processes);
+}
+
+TEST(raw_clones_beside_threads_in_all_locks_work_or_are_refused) {
+  if (check::kSanitized) return;
+  const auto s = make_segment();
+  Pair pair(*s, shared_ends());
+  Pair answers(*s, shared_ends());
+  const Token parent = s->token();
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  const auto repeat = [&](auto&& work) {
+    threads.emplace_back([&stop, work] {
+      while (!stop) work();
+    });
+  };
+  repeat([&] {
+    Failure why;
+    Outgoing out = message("x", 1);
+    out.block_count = 1;
+    out.blocks[0] = {allocate(*s, 2000), 1};
+    Incoming in;
+    CHECK_EQ(Status::kOk, pair.tx.try_send(out, platform::kForever, why));
+    if (pair.rx.try_receive(in, platform::kForever) == Status::kOk && in.block_count == 1)
+      CHECK_EQ(Status::kOk, free_block(*s, in.blocks[0].offset));
+  });
+  repeat([&] {
+    Pair other(*s, {});
+    other.tx.close();
+    other.rx.close();
+  });
+  repeat([&] {
+    LiveView view;
+    view.block = allocate(*s, 40'000);
+    s->add_view(view);
+    s->remove_view(view);
+    CHECK_EQ(Status::kOk, drop_block(*s, view.block));
+  });
+  repeat([&] {
+    Failure why;
+    CHECK(Segment::attach(s->fd(), why) == s);
+  });
+  int worked = 0;
+  int refused = 0;
+  for (std::uint64_t i = 0; i < 300; ++i) {
+    const pid_t pid = raw_clone([&] {
+      if (s->token() == 0) {
+        CHECK_EQ(Status::kTorn, send_number(answers.tx, i));
+        return kRefused;
+      }
+      CHECK(s->token() != parent);
+      CHECK_EQ(Status::kOk, free_block(*s, allocate(*s, 5000)));
+      CHECK_EQ(Status::kOk, send_number(answers.tx, i));
+      return kWorks;
+    });
+    const int end = check::end_of(pid);
+    CHECK(end == kWorks || end == kRefused);
+    if (end != kWorks) {
+      refused += end == kRefused;
+      continue;
+    }
+    ++worked;
+    std::uint64_t number = 0;
+    CHECK_EQ(Status::kOk, receive_number(answers.rx, number));
+    CHECK_EQ(i, number);
+  }
+  stop = true;
+  for (auto& thread : threads) thread.join();
+  std::printf("%d raw clones worked, %d were refused\n", worked, refused);
+  CHECK(worked > 0);
+  (void)reap_all(*s);
+  Incoming in;
+  while (pair.rx.try_receive(in, platform::kForever) == Status::kOk)
+    for (std::uint32_t b = 0; b < in.block_count; ++b)
+      CHECK_EQ(Status::kOk, free_block(*s, in.blocks[b].offset));
+  const Census census = sound(*s);
+  CHECK_EQ(1U, census.processes);
+  CHECK_EQ(2U, census.channels);
 }
 
 TEST(forks_in_the_midst_of_work_harm_neither_side) {

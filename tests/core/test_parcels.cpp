@@ -119,7 +119,13 @@ TEST(an_address_that_comes_too_late_says_nothing_about_others) {  // V1
 
   std::uint64_t number = 0;
   CHECK_EQ(Status::kEmpty, receive_number(pair.rx, number, 0));
-  drop_parcels(*s, parcels);
+  CHECK_EQ(1U, sound(*s).parcels);
+  CHECK_EQ(1UL, list_seats(*s).size());
+
+  address_parcels(*s, parcels, static_cast<std::uint32_t>(pid));  // nor in the way of the right one
+  CHECK_EQ(Status::kEnded, receive_number(pair.rx, number));
+  (void)reap_all(*s);
+  CHECK_EQ(0U, sound(*s).parcels);
 }
 
 TEST(they_are_no_process_to_who_lists_them) {
@@ -129,6 +135,12 @@ TEST(they_are_no_process_to_who_lists_them) {
   CHECK_EQ(1U, sound(*s).processes);
   CHECK_EQ(1U, sound(*s).parcels);
   drop_parcels(*s, parcels);
+
+  const pid_t pid = child_that([&] { CHECK_EQ(slot_of(parcels), slot_of(s->token())); });  // V1
+  CHECK_EQ(2UL, list_seats(*s).size());
+  CHECK_EQ(2U, sound(*s).processes);
+  (void)check::kill_and_wait(pid);
+  CHECK_EQ(1, reap_all(*s));
 }
 
 TEST(a_ward_is_what_it_was) {

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import faulthandler
 import gc
+import json
 import os
 import queue
 import random
@@ -241,6 +242,8 @@ def run(kills: int, seed: int) -> int:
         f"{len(wrong)} wrong in the segment; {after['reaps']} reaped, {after['takeovers']} locks "
         f"taken over, {after['committed_bytes'] >> 20} MiB committed"
     )
+    figures = {"kills": kills, "reaps": after["reaps"], "takeovers": after["takeovers"]}
+    print(json.dumps({**figures, "bad": bad, "leaked": len(wrong)}))
     return bad + len(wrong)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import signal
@@ -175,6 +176,7 @@ def main() -> int:
     print(f"seed {arguments.seed}, {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}")
     dice = random.Random(arguments.seed)
     failed = False
+    shown: dict[str, dict[str, float]] = {}
     print(f"{'milliseconds':24}    p50    p99    max  bound")
     for name, (scene, after, bound) in KINDS.items():
         if arguments.only not in name:
@@ -186,10 +188,18 @@ def main() -> int:
         p50, p99 = (taken[int(len(taken) * part)] for part in (0.5, 0.99))
         failed = failed or p99 > limit
         figures = "".join(f"{1000 * value:7.2f}" for value in (p50, p99, taken[-1], limit))
+        shown[name] = {
+            "kills": len(taken),
+            "p50_ms": round(1000 * p50, 2),
+            "p99_ms": round(1000 * p99, 2),
+            "max_ms": round(1000 * taken[-1], 2),
+            "bound_ms": round(1000 * limit, 2),
+        }
         print(f"{name:24}{figures}{'  under load' if loaded else ''}{'  MISSED' * (p99 > limit)}")
     segment.reap()
     problems = segment.fsck()
     print(*problems, sep="\n")
+    print(json.dumps({**shown, "fsck": len(problems)}))
     return 1 if failed or problems else 0
 
 

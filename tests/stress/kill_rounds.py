@@ -35,6 +35,7 @@ import dataclasses
 import faulthandler
 import gc
 import importlib
+import json
 import mmap
 import os
 import random
@@ -689,6 +690,7 @@ def run(
         after = ipcbuf.default_segment().stats()
         log(f"{after['reaps']} processes reaped, {after['takeovers']} locks taken over")
     print(f"{library}.{kind}, {method}: {done} rounds, seed {seed}, {seconds:.0f} s\n  {total}")
+    print(json.dumps({"rounds": done, **dataclasses.asdict(total)}))
     return total
 
 

@@ -11,6 +11,7 @@ every receiver of theirs must hear of it, and every other must get its message.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import signal
 import sys
@@ -64,7 +65,7 @@ def block_receivers(segment: ipcbuf.Segment, keys: list[str], pipe: Connection) 
     pipe.send(outcome)
 
 
-def measure(channels: int) -> None:
+def measure(channels: int) -> dict[str, float]:
     """What making, finding, listing and leaving costs."""
     segment = ipcbuf.Segment(max_size=(channels * 20 << 10) + (64 << 20))
     before = segment.committed - segment.stats()["free_bytes"]
@@ -89,9 +90,15 @@ def measure(channels: int) -> None:
         f"and 512 of the table each, found in {(found - start) / channels * 1e6:.1f} us each, "
         f"all listed in {listed - found:.3f} s, all closed in {closed - close:.3f} s"
     )
+    return {
+        "channels": channels,
+        "made_in_s": round(made - begin, 3),
+        "bytes_each": round(used / channels),
+        "closed_in_s": round(closed - close, 3),
+    }
 
 
-def kill_half(blocked: int) -> None:
+def kill_half(blocked: int) -> dict[str, float]:
     """Receivers blocked in many channels; half of the senders' owners are killed."""
     segment = ipcbuf.Segment(max_size=(blocked * 20 << 10) + (64 << 20))
     parts = [[f"{part}/{n}" for n in range(blocked // PARTS)] for part in range(PARTS)]
@@ -135,6 +142,11 @@ def kill_half(blocked: int) -> None:
         f"{blocked} blocked receivers, half of the owners killed: everybody noticed; "
         f"p50 {late[len(late) // 2] * 1e3:.0f} ms, last {late[-1] * 1e3:.0f} ms"
     )
+    return {
+        "blocked_receivers": blocked,
+        "noticed_after_ms_p50": round(late[len(late) // 2] * 1e3),
+        "noticed_after_ms_max": round(late[-1] * 1e3),
+    }
 
 
 if __name__ == "__main__":
@@ -142,5 +154,6 @@ if __name__ == "__main__":
     parser.add_argument("--channels", type=int, default=10_000)
     parser.add_argument("--blocked", type=int, default=1_000)
     options = parser.parse_args()
-    measure(options.channels)
-    kill_half(options.blocked)
+    figures = measure(options.channels)
+    figures |= kill_half(options.blocked)
+    print(json.dumps(figures))

@@ -3,18 +3,23 @@
 
     python tests/stress/mutants.py                 # all; a table, and exit status 1 if one lives
     python tests/stress/mutants.py D5 --keep       # those whose rule or file has the text in it
+    python tests/stress/mutants.py --part 2/3      # the second third of them
+    python tests/stress/mutants.py --missing       # without those that this commit has already
+    python tests/stress/mutants.py --table         # docs/proof-core.md, from what was found
 
 A fault is an edit of a copy of the core, which is built and run against the tests named with it.
 The tests must pass without the fault, and at least one of them must fail with it, end by a signal
 or be ended by its watchdog. A fault whose text is not in the source any more is an error: it has
-to follow the code that it breaks.
+to follow the code that it breaks. What was found is kept in docs/mutants.json, with the commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +28,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COPY = ROOT / "build" / "mutants"
+KEPT = ROOT / "docs" / "mutants.json"
+PAGE = ROOT / "docs" / "proof-core.md"
+BEGIN, END = "<!-- begin: written by mutants.py -->", "<!-- end: written by mutants.py -->"
 PATIENCE = 400  # seconds for one test program
+HANGS = 124  # the exit code of a test's watchdog
+MOST_SAID = 110  # characters of what a test complained of
 
 Tests = tuple[str, ...]  # programs, each with a part of the name of the tests in it
 
@@ -168,9 +178,9 @@ MUTANTS = (
     Mutant(
         "D6",
         "a wait has no slices",
-        "endpoint.cpp",
-        "  return waited_ns < kFirstSecond ? kShortSlice : kLongSlice;\n",
-        "  return waited_ns < kFirstSecond ? 1'000'000 * kShortSlice : 1'000'000 * kLongSlice;\n",
+        "slice.hpp",
+        "  return waited_ns < 1'000'000'000 ? kShortSlice : kLongSlice;\n",
+        "  return waited_ns < 1'000'000'000 ? 1'000'000 * kShortSlice : 1'000'000 * kLongSlice;\n",
         ("test_channel a_blocked_receiver_learns",),
     ),
     Mutant(
@@ -265,6 +275,39 @@ MUTANTS = (
         "    std::uint32_t generation = generation_of(dead) & kGenerationMask;",
         ("test_slots another_token",),
     ),
+    # ---- processes ----
+    Mutant(
+        "V1",
+        "a ward counts for whoever has the seat",
+        "slots.hpp",
+        "  return w.generation == state >> kSlotBits ? w : Ward{};  // V1\n",
+        "  return state != 0 ? w : Ward{};\n",
+        ("test_parcels no_process_to_who_lists",),
+    ),
+    Mutant(
+        "V1",
+        "an address that comes too late changes another's ward",
+        "parcels.cpp",
+        "  if (Ward::unpack(ours).generation == generation_of(parcels))\n  ",
+        "",
+        ("test_parcels too_late",),
+    ),
+    Mutant(
+        "fork",
+        "a child maps the segment through its parent's description",
+        "fork.cpp",
+        "platform::move_fd(s.child_fd_, s.fd_) == 0) s.remap_window();\n",
+        "platform::move_fd(s.child_fd_, s.fd_) == 0) (void)s;\n",
+        ("test_fork although_their_child_lives",),
+    ),
+    Mutant(
+        "fork",
+        "a raw clone takes what it copied half changed",
+        "fork.cpp",
+        "[](const auto& known) { return is_held(known.first->mutex_); }",
+        "[](const auto&) { return false; }",
+        ("test_fork in_the_midst_of_a_change",),
+    ),
 )
 
 
@@ -272,6 +315,18 @@ def run(*command: str | Path, seconds: float = PATIENCE) -> subprocess.Completed
     return subprocess.run(
         command, cwd=COPY, capture_output=True, text=True, timeout=seconds, check=False
     )
+
+
+def commit() -> str:
+    git = ("git", "-C", str(ROOT))
+    last = subprocess.run(
+        [*git, "log", "-1", "--format=%h", "--abbrev=12", "--", "ipcbuf/core", "tests/core"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "ipcbuf/core", "tests/core"])
+    return last + (" and changes" if changed.returncode else "")
 
 
 def prepare() -> None:
@@ -293,63 +348,148 @@ def build(tests: Tests) -> str | None:
     return None if result.returncode == 0 else result.stdout[-2000:]
 
 
-def passes(test: str) -> bool:
+def complaint(test: str) -> str:
+    """How a test fails; "" if it passes."""
     program, _, only = test.partition(" ")
     try:
-        return run(COPY / "out" / program, *([only] if only else [])).returncode == 0
+        done = run(COPY / "out" / program, *([only] if only else []))
     except subprocess.TimeoutExpired:
-        return False
+        return "hangs"
+    if done.returncode == 0:
+        return ""
+    if done.returncode == HANGS:
+        return "hangs, says its watchdog"
+    if done.returncode < 0:
+        return signal.Signals(-done.returncode).name
+    said = done.stdout + done.stderr
+    found = re.search(
+        r"^BAD .*\n(?: \(inlined.*\n)*    (.*)|: in \w+: (.*)|^(.*, BROKEN)",
+        said,
+        re.MULTILINE,
+    )
+    text = next(filter(None, found.groups()), "") if found else said.strip().rpartition("\n")[2]
+    return " ".join(text.split())[:MOST_SAID] or f"exit code {done.returncode}"
 
 
-def source(mutant: Mutant) -> Path:
-    (found,) = (COPY / "ipcbuf" / "core").rglob(mutant.file)
+def source(mutant: Mutant, tree: Path = COPY) -> Path:
+    (found,) = (tree / "ipcbuf" / "core").rglob(mutant.file)
     return found
 
 
-def verdict(mutant: Mutant) -> str:
-    """Apply the fault, and say who noticed it; "" if nobody did."""
+def has_text_once(mutant: Mutant) -> None:
+    """Said before anything is built."""
+    times = source(mutant, ROOT).read_text().count(mutant.old)
+    if times != 1:
+        sys.exit(f"{mutant.rule}, {mutant.what}: {mutant.file} has its text {times} times")
+
+
+def verdict(mutant: Mutant) -> tuple[str, str]:
+    """Apply the fault, and say who noticed it, and how; "" if nobody did."""
     path = source(mutant)
     text = path.read_text()
-    if text.count(mutant.old) != 1:
-        sys.exit(
-            f"{mutant.rule}, {mutant.what}: {mutant.file} has its text {text.count(mutant.old)} times"
-        )
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
         if error := build(mutant.tests):
             sys.exit(f"{mutant.rule}, {mutant.what}: does not build\n{error}")
-        return next((test for test in mutant.tests if not passes(test)), "")
+        for test in mutant.tests:
+            if how := complaint(test):
+                return test, how
+        return "", ""
     finally:
         path.write_text(text)
+
+
+def load() -> dict[tuple[str, str], dict[str, str]]:
+    if not KEPT.exists():
+        return {}
+    return {(kept["rule"], kept["fault"]): kept for kept in json.loads(KEPT.read_text())}
+
+
+def keep(mutant: Mutant, by: str, how: str) -> None:
+    """With those of the other parts, in the order of the list."""
+    found = load()
+    found[mutant.rule, mutant.what] = {
+        "rule": mutant.rule,
+        "fault": mutant.what,
+        "by": by,
+        "how": how,
+        "commit": commit(),
+    }
+    ordered = [found[m.rule, m.what] for m in MUTANTS if (m.rule, m.what) in found]
+    KEPT.write_text(json.dumps(ordered, indent=1) + "\n")
+
+
+def write_table() -> int:
+    """The page, from what was found; how many are missing or live."""
+    found = load()
+    missing = [m for m in MUTANTS if (m.rule, m.what) not in found]
+    kept = [found[m.rule, m.what] for m in MUTANTS if m not in missing]
+    alive = [k for k in kept if not k["by"]]
+    lines = [
+        f"{len(kept)} faults, {len(kept) - len(alive)} noticed; "
+        f"commit {', '.join(sorted({k['commit'] for k in kept}))}.",
+        "",
+        "| rule | fault | noticed by | how |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {k['rule']} | {k['fault']} | {k['by'] or '**nobody**'} | {k['how'].replace('|', '/')} |"
+        for k in kept
+    ]
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    text = "\n".join(lines)
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    return len(missing) + len(alive)
+
+
+def share(mutants: list[Mutant], part: str) -> list[Mutant]:
+    number, _, all_ = part.partition("/")
+    return mutants[int(number) - 1 :: int(all_ or 1)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="every seeded fault has to be noticed")
     parser.add_argument("only", nargs="?", default="", help="text in the rule or the file")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--part", default="1/1", help="I/N: only every Nth, from the Ith on")
+    parser.add_argument("--missing", action="store_true", help="those not noticed at this commit")
+    parser.add_argument("--table", action="store_true", help="only write docs/proof-core.md")
     parser.add_argument("--keep", action="store_true", help="keep build/mutants")
     chosen = parser.parse_args()
+    if chosen.table:
+        return 1 if write_table() else 0
     mutants = [m for m in MUTANTS if chosen.only in m.rule or chosen.only in m.file]
+    mutants = share(mutants, chosen.part)
+    if chosen.missing:
+        now = commit()
+        noticed = {key for key, found in load().items() if found["by"] and found["commit"] == now}
+        mutants = [m for m in mutants if (m.rule, m.what) not in noticed]
+    if not mutants:
+        return 0
+    for mutant in mutants:
+        has_text_once(mutant)
     prepare()
     tests = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
     if error := build(tests):
         sys.exit(error)
     for test in tests:
-        if not passes(test):
-            sys.exit(f"{test} fails without any fault")
-    results = []
-    print("| rule | fault | noticed by | s |\n| --- | --- | --- | ---: |", flush=True)
+        if how := complaint(test):
+            sys.exit(f"{test} fails without any fault: {how}")
+    alive = 0
+    print("| rule | fault | noticed by | how | s |\n| --- | --- | --- | --- | ---: |", flush=True)
     for mutant in mutants:
         start = time.monotonic()
-        by = verdict(mutant)
+        by, how = verdict(mutant)
         took = round(time.monotonic() - start)
-        results.append({"rule": mutant.rule, "fault": mutant.what, "by": by})
-        print(f"| {mutant.rule} | {mutant.what} | {by or '**nobody**'} | {took} |", flush=True)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(results, indent=1) + "\n")
+        keep(mutant, by, how)
+        alive += not by
+        print(
+            f"| {mutant.rule} | {mutant.what} | {by or '**nobody**'} | {how} | {took} |", flush=True
+        )
+    print(json.dumps({"faults": len(mutants), "unnoticed": alive}))
     if not chosen.keep:
         shutil.rmtree(COPY)
-    return 0 if all(result["by"] for result in results) else 1
+    return 1 if alive else 0
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,9 +19,10 @@ import pytest
 import ipcbuf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 TIMEOUT = 30
+REFUSED = 7
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 
 
@@ -26,11 +30,11 @@ def end_of(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def forks_beside_threads(segment: ipcbuf.Segment, forks: int) -> None:
-    """Four threads are in all locks while the main thread forks; each child sends and exits."""
+@contextlib.contextmanager
+def busy_threads(segment: ipcbuf.Segment) -> Iterator[list[BaseException]]:
+    """Four threads are in all locks; what went wrong in them comes into the list."""
     plain = segment.channel(shared=True)
     leased = segment.channel(lease=True)
-    answers = segment.channel(shared=True)
     stop = threading.Event()
     errors: list[BaseException] = []
 
@@ -39,6 +43,7 @@ def forks_beside_threads(segment: ipcbuf.Segment, forks: int) -> None:
             try:
                 while not stop.is_set():
                     work()
+                    time.sleep(0)  # lets the others have the GIL, unasked
             except BaseException as error:
                 errors.append(error)
                 raise
@@ -68,6 +73,21 @@ def forks_beside_threads(segment: ipcbuf.Segment, forks: int) -> None:
 
     threads = [guarded(work) for work in (exchange, lend, allocate, open_and_close)]
     try:
+        yield errors
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(TIMEOUT)
+    segment.reap()
+    stats = segment.stats()
+    assert (stats["processes"], stats["messages"], stats["process_blocks"]) == (1, 0, 0)
+    assert segment.fsck() == []
+
+
+def forks_beside_threads(segment: ipcbuf.Segment, forks: int) -> None:
+    """Four threads are in all locks while the main thread forks; each child sends and exits."""
+    answers = segment.channel(shared=True)
+    with busy_threads(segment) as errors:
         for number in range(forks):
             pid = os.fork()
             if pid == 0:
@@ -81,14 +101,6 @@ def forks_beside_threads(segment: ipcbuf.Segment, forks: int) -> None:
             assert end_of(pid) == 0
             assert int.from_bytes(answers[1].recv(TIMEOUT), "little") == number
             assert errors == []
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(TIMEOUT)
-    segment.reap()
-    stats = segment.stats()
-    assert (stats["processes"], stats["messages"], stats["process_blocks"]) == (1, 0, 0)
-    assert segment.fsck() == []
 
 
 def test_forks_while_threads_are_in_all_locks(segment: ipcbuf.Segment) -> None:
@@ -98,19 +110,82 @@ def test_forks_while_threads_are_in_all_locks(segment: ipcbuf.Segment) -> None:
 @pytest.mark.stress
 @pytest.mark.timeout(1800)
 def test_many_forks_while_threads_are_in_all_locks(segment: ipcbuf.Segment) -> None:
-    forks_beside_threads(segment, int(os.environ.get("IPCBUF_FORKS", "500")))
+    forks = int(os.environ.get("IPCBUF_FORKS", "500"))
+    forks_beside_threads(segment, forks)
+    print("\n" + json.dumps({"forks": forks, "stuck": 0}))
+
+
+def raw_clone() -> int:
+    """A fork of which the handlers of the C library, ours among them, learn nothing.
+
+    Not CDLL: a call that let go of the GIL would ask for it in the child.
+    """
+    number = SYS_CLONE.get(os.uname().machine)
+    if number is None:
+        pytest.skip("the number of clone is not known here")
+    return int(ctypes.PyDLL(None, use_errno=True).syscall(number, signal.SIGCHLD, 0, 0, 0, 0))
+
+
+def raw_clones_beside_threads(segment: ipcbuf.Segment, clones: int) -> tuple[int, int]:
+    """How many children worked, and how many were refused; nobody is stuck.
+
+    Python's own locks are the business of whoever makes such a child: a thread that asks for the
+    GIL would stop it, so nobody asks, and its state is set right at once.
+    """
+    answers = segment.channel(shared=True)
+    parent = segment.token
+    interval = sys.getswitchinterval()
+    worked = refused = 0
+    sys.setswitchinterval(1000)
+    try:
+        with busy_threads(segment) as errors:
+            for number in range(clones):
+                pid = raw_clone()
+                if pid == 0:
+                    ctypes.pythonapi.PyOS_AfterFork_Child()
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.alarm(TIMEOUT)
+                    code = 1
+                    try:
+                        segment.allocate(1000).release()
+                        assert segment.token != parent
+                        answers[0].send(number.to_bytes(4, "little"), TIMEOUT)
+                        code = 0
+                    except ipcbuf.SegmentLost as refusal:
+                        code = REFUSED if "raw clone" in str(refusal) else 1
+                    finally:
+                        os._exit(code)
+                code = end_of(pid)
+                assert code in (0, REFUSED)
+                if code == 0:
+                    worked += 1
+                    assert int.from_bytes(answers[1].recv(TIMEOUT), "little") == number
+                else:
+                    refused += 1
+                assert errors == []
+    finally:
+        sys.setswitchinterval(interval)
+    return worked, refused
+
+
+def test_raw_clones_while_threads_are_in_all_locks(segment: ipcbuf.Segment) -> None:
+    worked, _ = raw_clones_beside_threads(segment, 25)
+    assert worked > 0
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1800)
+def test_many_raw_clones_while_threads_are_in_all_locks(segment: ipcbuf.Segment) -> None:
+    clones = int(os.environ.get("IPCBUF_FORKS", "500"))
+    worked, refused = raw_clones_beside_threads(segment, clones)
+    print("\n" + json.dumps({"clones": clones, "worked": worked, "refused": refused, "stuck": 0}))
 
 
 def test_a_child_of_a_raw_clone_sends_and_exits(segment: ipcbuf.Segment) -> None:
     """No handler runs in it: it takes a seat of its own at its first call."""
-    number = SYS_CLONE.get(os.uname().machine)
-    if number is None:
-        pytest.skip("the number of clone is not known here")
-    # Not CDLL: a call that let go of the GIL would ask for it in the child.
-    syscall = ctypes.PyDLL(None, use_errno=True).syscall
     sender, receiver = segment.channel(shared=True)
     for _ in range(10):
-        pid = syscall(number, signal.SIGCHLD, 0, 0, 0, 0)
+        pid = raw_clone()
         if pid == 0:
             code = 1
             try:

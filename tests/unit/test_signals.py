@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import multiprocessing
 import os
 import random
@@ -129,7 +130,9 @@ def test_a_storm_of_signals_ends_no_wait_and_delays_none(wait: Wait) -> None:
 @pytest.mark.stress
 @pytest.mark.timeout(400)
 def test_a_longer_storm_of_signals(wait: Wait) -> None:
-    assert storm(wait, float(os.environ.get("IPCBUF_STORM_SECONDS", "30")) / len(KINDS)) > 100
+    ticks = storm(wait, float(os.environ.get("IPCBUF_STORM_SECONDS", "30")) / len(KINDS))
+    print("\n" + json.dumps({"signals": ticks}))
+    assert ticks > 100
 
 
 def counts(segment: ipcbuf.Segment) -> dict[str, int]:
@@ -174,7 +177,9 @@ def test_ctrl_c_leaves_no_trace(segment: ipcbuf.Segment, wait: Wait) -> None:
 @pytest.mark.stress
 @pytest.mark.timeout(400)
 def test_ctrl_c_many_times_leaves_no_trace(segment: ipcbuf.Segment, wait: Wait) -> None:
-    interrupt(segment, wait, int(os.environ.get("IPCBUF_INTERRUPTS", "10000")) // len(KINDS))
+    times = int(os.environ.get("IPCBUF_INTERRUPTS", "10000")) // len(KINDS)
+    interrupt(segment, wait, times)
+    print("\n" + json.dumps({"interrupts": times}))
 
 
 def test_a_stopped_peer_is_waited_for(segment: ipcbuf.Segment, wait: Wait) -> None:

@@ -81,6 +81,7 @@ Status free_block(Segment& s, std::uint64_t offset, Holder from) noexcept {
 }
 
 Status free_block(Segment& s, std::uint64_t offset) noexcept {
+  if (s.token() == 0) return s.no_seat();  // then nothing is ours
   return free_block(s, offset, by_process(s.token()));
 }
 
@@ -177,6 +178,7 @@ void finish_entry(Segment& s, std::uint32_t index) noexcept {
 }
 
 Status drop_block(Segment& s, std::uint64_t offset) noexcept {
+  if (s.token() == 0) return s.no_seat();
   BlockPlace p{};
   Holder now{};
   if (!s.place(offset, p) || !read_holder(s, p, now)) return s.poison(__LINE__);

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "ipcbuf/doorbell.hpp"
+#include "ipcbuf/fork.hpp"
 #include "ipcbuf/peer_watch.hpp"
 #include "ipcbuf/slice.hpp"
 
@@ -63,19 +64,24 @@ void lower_descriptor(Alarm& alarm) noexcept {
 }  // namespace
 
 Bridge& Bridge::of_process() {
-  static Bridge* const bridge = [] {
-    auto* made = new Bridge;  // never destroyed: its threads run until the process ends
-    static Bridge* known = nullptr;
-    known = made;
+  static const bool once = [] {
+    known_ = new Bridge;  // never destroyed: its threads run until the process ends
     // Registered behind the segments' handlers, so this mutex is taken before theirs.
-    ::pthread_atfork([] { known->mutex_.lock(); }, [] { known->mutex_.unlock(); },
-                     [] {
-                       known->after_fork();
-                       known->mutex_.unlock();
-                     });
-    return made;
+    ::pthread_atfork(
+        [] {
+          (void)ForkHandlers::is_torn();
+          known_->mutex_.lock();
+        },
+        [] { known_->mutex_.unlock(); },
+        [] {
+          known_->after_fork();
+          known_->mutex_.unlock();
+        });
+    return true;
   }();
-  return *bridge;
+  (void)once;
+  (void)ForkHandlers::is_torn();
+  return *known_;
 }
 
 // ---- the list ----
@@ -356,10 +362,21 @@ void Bridge::after_fork() noexcept {
   }
 }
 
+bool Bridge::is_held() noexcept {
+  if (known_ == nullptr) return false;
+  if (!known_->mutex_.try_lock()) return true;
+  known_->mutex_.unlock();
+  return false;
+}
+
 void Bridge::after_raw_fork() noexcept {
-  Bridge& b = of_process();
-  new (&b.mutex_) std::mutex;  // another thread may have had it
-  b.after_fork();
+  if (known_ != nullptr) known_->after_fork();
+}
+
+void Bridge::after_torn_copy() noexcept {
+  if (known_ == nullptr) return;
+  new (&known_->mutex_) std::mutex;
+  new (&known_->groups_) std::vector<std::unique_ptr<Group>>;
 }
 
 }  // namespace ipcbuf

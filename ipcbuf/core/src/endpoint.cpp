@@ -167,7 +167,7 @@ Status Endpoint::enter(std::int64_t until_ns) noexcept {
     return status;
   }
   if (me == 0) [[unlikely]]
-    return s_.is_lost() ? Status::kLost : Status::kTooMany;
+    return s_.no_seat();
   if (!user_.enter(thread_mark(), me, s_.asymmetric())) [[unlikely]]
     return Status::kBusyEnd;
   if (closed_) [[unlikely]] {  // E1
@@ -188,7 +188,7 @@ Status Endpoint::enter(std::int64_t until_ns) noexcept {
 }
 
 Status Endpoint::wait_for_lock(Token me, std::int64_t until_ns) noexcept {
-  if (me == 0) return s_.is_lost() ? Status::kLost : Status::kTooMany;
+  if (me == 0) return s_.no_seat();
   const bool held = mine().lock.acquire(
       me, until_ns, [this](Token t) { return s_.is_dead(t); },
       [this] {
@@ -235,7 +235,7 @@ void Endpoint::close() {
   const Token me = s_.token();
   if (me != 0 && !shared_) user_.wait_until_left(thread_mark(), me);
   while (me != 0 && shared_ && mine().lock.owner() == me) platform::cpu_pause();
-  if (!shared_ && A::load_acquire(mine().owner) == s_.token()) {
+  if (me != 0 && !shared_ && A::load_acquire(mine().owner) == me) {
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
     // C4 release, to peer_gone: all that was published is older.
     (void)A::compare_exchange(my_state(), open, static_cast<std::uint32_t>(EndState::kClosed));

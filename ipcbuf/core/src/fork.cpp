@@ -4,7 +4,9 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -25,12 +27,20 @@ struct Registry {
   std::vector<std::pair<Segment*, std::weak_ptr<Segment>>> segments;
   std::uint32_t* alive = nullptr;
   bool barrier = false;
+  bool torn = false;
 };
 
 /// Never destroyed: daemon threads may use segments while the process exits.
 Registry& registry() {
   static Registry* const r = new Registry;
   return *r;
+}
+
+/// By a thread that is not here, if nobody but us is.
+bool is_held(std::mutex& mutex) noexcept {
+  if (!mutex.try_lock()) return true;
+  mutex.unlock();
+  return false;
 }
 
 }  // namespace
@@ -56,16 +66,19 @@ bool ForkHandlers::barrier_registered() {
 }
 
 void ForkHandlers::add(const std::shared_ptr<Segment>& segment) {
+  if (is_torn()) return;
   const std::lock_guard lock(registry().list);
   registry().segments.emplace_back(segment.get(), segment);
 }
 
 void ForkHandlers::remove(const Segment& segment) {
+  if (is_torn()) return;
   const std::lock_guard lock(registry().list);
   std::erase_if(registry().segments, [&](const auto& known) { return known.first == &segment; });
 }
 
 std::shared_ptr<Segment> ForkHandlers::find(const std::function<bool(const Segment&)>& is_it) {
+  if (is_torn()) return nullptr;
   // Dropped behind the lock: what others let go meanwhile ends here, and asks for the lock.
   std::vector<std::shared_ptr<Segment>> seen;
   const std::lock_guard lock(registry().list);
@@ -79,10 +92,12 @@ std::shared_ptr<Segment> ForkHandlers::find(const std::function<bool(const Segme
 }
 
 std::unique_lock<std::mutex> ForkHandlers::attach_lock() {
+  (void)is_torn();
   return std::unique_lock(registry().attach);
 }
 
 void ForkHandlers::prepare() noexcept {
+  if (is_torn()) return;
   Registry& r = registry();
   r.attach.lock();
   r.list.lock();
@@ -117,6 +132,7 @@ void ForkHandlers::prepare() noexcept {
 
 void ForkHandlers::parent() noexcept {
   Registry& r = registry();
+  if (r.torn) return;
   for (const auto& known : r.segments) {
     platform::close_fd(known.first->child_fd_);
     known.first->child_fd_ = -1;
@@ -129,7 +145,7 @@ void ForkHandlers::parent() noexcept {
 void ForkHandlers::move_in(Segment& s) noexcept {
   if (s.child_token_ != 0) {
     s.own_description_ = s.child_fd_ >= 0;
-    if (s.child_fd_ >= 0) (void)platform::move_fd(s.child_fd_, s.fd_);
+    if (s.child_fd_ >= 0 && platform::move_fd(s.child_fd_, s.fd_) == 0) s.remap_window();
     s.token_ = s.child_token_;
     publish_seat(s, s.token_, s.own_description_);
   } else {
@@ -143,6 +159,7 @@ void ForkHandlers::move_in(Segment& s) noexcept {
 
 void ForkHandlers::child() noexcept {
   Registry& r = registry();
+  if (r.torn) return;
   *r.alive = 1;
   if (r.barrier) r.barrier = platform::register_barrier();
   for (const auto& known : r.segments) {
@@ -153,13 +170,30 @@ void ForkHandlers::child() noexcept {
   r.attach.unlock();
 }
 
+bool ForkHandlers::is_torn() noexcept {
+  Registry& r = registry();
+  if (r.alive != nullptr && *r.alive == 0) raw_fork();
+  return r.torn;
+}
+
 void ForkHandlers::raw_fork() noexcept {
   Registry& r = registry();
+  if (r.torn) return;
+  // `list` before the segments: they are on it.
+  r.torn = Bridge::is_held() || is_held(r.attach) || is_held(r.list) ||
+           std::any_of(r.segments.begin(), r.segments.end(),
+                       [](const auto& known) { return is_held(known.first->mutex_); });
+  if (r.torn) {
+    new (&r.attach) std::mutex;
+    new (&r.list) std::mutex;
+    Bridge::after_torn_copy();
+    return;
+  }
   *r.alive = 1;
   for (const auto& known : r.segments) {
     Segment& s = *known.first;
     const int own = s.is_lost() ? -EBADF : platform::reopen(s.fd_);
-    if (own >= 0) (void)platform::move_fd(own, s.fd_);
+    if (own >= 0 && platform::move_fd(own, s.fd_) == 0) s.remap_window();
     s.own_description_ = own >= 0;
     s.token_ = 0;
     (void)s.take_seat();

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "ipcbuf/channel.hpp"
 #include "ipcbuf/fork.hpp"
@@ -236,8 +237,14 @@ Status Segment::map_window(bool may_shrink, Failure& why) {
   return Status::kOk;
 }
 
+void Segment::remap_window() noexcept {
+  if (is_truncated()) return;  // the pages that took the place of the lost ones stay
+  if (platform::map_again(base_, fd_, constants_.window) == 0)
+    platform::protect_gap(base_ + constants_.payload - kGuardGap, kGuardGap);
+}
+
 Status Segment::take_seat() {
-  if (is_lost()) return Status::kLost;
+  if (const Status why = exclusion(); why != Status::kOk) return why;
   Status status = claim_slot(*this, fd_, own_description_, token_);
   if (status != Status::kOk) return status;
   publish_seat(*this, token_, own_description_);
@@ -383,7 +390,11 @@ Segment::~Segment() {
   if (!is_lost()) platform::close_fd(fd_);
 }
 
-void Segment::after_raw_fork() noexcept { ForkHandlers::raw_fork(); }
+void Segment::after_raw_fork() noexcept {
+  if (!ForkHandlers::is_torn() || std::exchange(torn_, true)) return;
+  token_ = 0;
+  new (&mutex_) std::mutex;
+}
 
 // ---- life and death ----
 
@@ -416,7 +427,8 @@ bool Segment::is_dead(Token token) noexcept {
 // ---- private registries ----
 
 void Segment::add_view(LiveView& view) {
-  const std::lock_guard lock(mutex_);
+  if (is_torn()) return;
+  const std::lock_guard lock(mutex());
   view.previous = &views_;
   view.next = views_.next;
   views_.next->previous = &view;
@@ -424,7 +436,8 @@ void Segment::add_view(LiveView& view) {
 }
 
 void Segment::remove_view(LiveView& view) {
-  const std::lock_guard lock(mutex_);
+  if (is_torn()) return;
+  const std::lock_guard lock(mutex());
   if (view.next == nullptr) return;
   view.previous->next = view.next;
   view.next->previous = view.previous;
@@ -432,14 +445,14 @@ void Segment::remove_view(LiveView& view) {
 }
 
 std::size_t Segment::view_count() {
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex());
   std::size_t n = 0;
   for (const LiveView* v = views_.next; v != &views_; v = v->next) ++n;
   return n;
 }
 
 std::uint64_t Segment::view_bytes() {
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex());
   std::uint64_t sum = 0;
   for (const LiveView* v = views_.next; v != &views_; v = v->next) {
     if (v->block == 0) continue;
@@ -460,6 +473,7 @@ constexpr std::uint64_t endpoint_key(std::uint32_t channel_id, End end) noexcept
 // The mutex is not held while holds change: what that leads to takes locks of the segment. A fork
 // in between gives the child no hold for an object that the child does not have either.
 Status Segment::add_endpoint(std::uint32_t channel_id, End end) {
+  if (token() == 0) return no_seat();
   const Status status =
       add_hold(*this, hold_list(*this, channel_id, end), Hold{HoldKind::kProcess, token(), 1});
   if (status == Status::kOk) note_endpoint(channel_id, end);
@@ -467,13 +481,15 @@ Status Segment::add_endpoint(std::uint32_t channel_id, End end) {
 }
 
 void Segment::note_endpoint(std::uint32_t channel_id, End end) {
-  const std::lock_guard lock(mutex_);
+  if (is_torn()) return;
+  const std::lock_guard lock(mutex());
   ++endpoints_[endpoint_key(channel_id, end)];
 }
 
 void Segment::remove_endpoint(std::uint32_t channel_id, End end) {
+  if (is_torn()) return;
   {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex());
     const auto it = endpoints_.find(endpoint_key(channel_id, end));
     if (it == endpoints_.end()) return;
     if (--it->second == 0) endpoints_.erase(it);

@@ -41,15 +41,23 @@ bool claim_any(Segment& s, int fd, bool life_bytes, Token& out) {
   return false;
 }
 
-/// Whoever a seat for parcels lives as long as. Without pidfd nobody is ever gone.
-bool is_gone(std::uint32_t pid, std::uint32_t started) noexcept {
+enum class Life { kAlive, kEnded, kUnknown };
+
+/// Of a process of our pid namespace. `is_another(pidfd)`: somebody else has its number by now.
+template <class IsAnother>
+Life life_of(std::uint32_t pid, IsAnother&& is_another) noexcept {
   const int pidfd = platform::pidfd_open(pid);
-  if (pidfd < 0) return pidfd == -ESRCH;
+  if (pidfd < 0) return pidfd == -ESRCH ? Life::kEnded : Life::kUnknown;
   platform::FdEvents events;
-  const bool ended = platform::poll_fd(pidfd, 0, events) > 0;
+  const bool ended = platform::poll_fd(pidfd, 0, events) > 0 || is_another(pidfd);
   platform::close_fd(pidfd);
+  return ended ? Life::kEnded : Life::kAlive;
+}
+
+/// Whether a process began at another time; never if one of the times is not known.
+bool began_otherwise(std::uint32_t pid, std::uint64_t began, std::uint64_t mask) noexcept {
   const std::uint64_t now = platform::start_time(pid);
-  return ended || (started != 0 && now != 0 && (now & Ward::kMask) != started);
+  return now != 0 && began != 0 && (now & mask) != began;
 }
 
 }  // namespace
@@ -74,26 +82,24 @@ bool is_proven_dead(const SlotIdentity& row, std::uint32_t index, const Vantage&
   if (row.state != SlotState::kAlive) return byte_says_dead;
   if (row.pid_namespace == 0 || row.pid_namespace != from.pid_namespace) return byte_says_dead;
 
-  if (row.ward_pid != 0) return is_gone(row.ward_pid, row.ward_started);
-  const int pidfd = platform::pidfd_open(row.pid);
-  if (pidfd == -ESRCH) return true;
-  if (pidfd < 0)  // no pidfd here: start time and life byte must both say dead
-    return byte_says_dead && platform::start_time(row.pid) != row.start_time;
-  platform::FdEvents events;
-  bool dead = platform::poll_fd(pidfd, 0, events) > 0;
-  if (!dead) {
+  if (row.ward_pid != 0)  // parcels live as long as their ward; without pidfd for ever
+    return life_of(row.ward_pid, [&row](int) {
+             return began_otherwise(row.ward_pid, row.ward_started, Ward::kMask);
+           }) == Life::kEnded;
+  const Life life = life_of(row.pid, [&row](int pidfd) {
     const std::uint64_t inode = platform::pidfs_inode(pidfd);
-    if (inode != 0 && row.pidfs_inode != 0) {
-      dead = inode != row.pidfs_inode;
-    } else {
-      const std::uint64_t started = platform::start_time(row.pid);
-      dead = started != 0 && row.start_time != 0 && started != row.start_time;
-    }
+    if (inode != 0 && row.pidfs_inode != 0) return inode != row.pidfs_inode;
+    return began_otherwise(row.pid, row.start_time, UINT64_MAX);
+  });
+  switch (life) {
+    case Life::kEnded:
+      return true;
+    case Life::kAlive:  // it may have let go of its byte: by execve, or its descriptor was closed
+      return byte_says_dead && !platform::maps_inode(row.pid, from.inode);
+    case Life::kUnknown:  // no pidfd here: start time and life byte must both say dead
+      return byte_says_dead && platform::start_time(row.pid) != row.start_time;
   }
-  platform::close_fd(pidfd);
-  // Alive, but it let go of its byte: it called execve, or somebody closed its descriptor.
-  if (!dead && byte_says_dead) dead = !platform::maps_inode(row.pid, from.inode);
-  return dead;
+  return false;
 }
 
 void publish_seat(Segment& s, Token token, bool life_bytes) {

@@ -62,8 +62,12 @@ class Bridge {
   static void rearm(Alarm& alarm) noexcept;
   static void unwatch(Alarm& alarm) noexcept;
 
-  /// Behind a raw clone, which runs no handlers.
+  // ---- behind a raw clone, which runs no handlers ----
+  /// Another thread of the parent was inside.
+  [[nodiscard]] static bool is_held() noexcept;
   static void after_raw_fork() noexcept;
+  /// What is in it was copied half changed: it is left alone.
+  static void after_torn_copy() noexcept;
 
  private:
   using Watch = BridgeWatch;
@@ -81,6 +85,8 @@ class Bridge {
   void run(Group& group);
   void mark_and_look(Group& group, std::vector<platform::FutexWait>& waits);
   void after_fork() noexcept;
+
+  static inline Bridge* known_ = nullptr;
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Group>> groups_;

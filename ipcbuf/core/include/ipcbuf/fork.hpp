@@ -11,8 +11,15 @@
 //   its copy, so the byte lives exactly as long as the child. If the fork failed, the byte is
 //   free at once and the reaper takes the seat back.
 //
+//   A child shares the mapping's open file description with its parent, and with that the lock on
+//   the parent's life byte. So it maps the segment anew through its own description, over the same
+//   addresses; else who looks from another pid namespace would see the parent alive in its child.
+//
 //   A child made by a raw clone runs no handlers. A page that the kernel wipes at every fork
 //   tells: the first use of a token finds zero there, and the child takes a seat of its own.
+//   If another thread of the parent was inside a private lock at that moment, what it guards was
+//   copied half changed, and nobody will ever give it back. Such a child is torn: the page stays
+//   zero, the child gets no seat, and every call is refused (kTorn).
 #pragma once
 
 #include <cstdint>
@@ -34,8 +41,10 @@ class ForkHandlers {
   /// Reads 1 in a process that ran its handlers, 0 behind a raw clone.
   static const std::uint32_t* alive_page();
   static bool barrier_registered();
-  /// The child of a raw clone takes its own seats.
+  /// In the child of a raw clone, before anything else: it takes its own seats, or is torn.
   static void raw_fork() noexcept;
+  /// Looks for that first. Whoever asks for one of our mutexes has asked this before.
+  static bool is_torn() noexcept;
 
  private:
   static void prepare() noexcept;

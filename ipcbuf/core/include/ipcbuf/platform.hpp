@@ -79,6 +79,8 @@ struct FileId {
 [[nodiscard]] int file_id(int fd, FileId& out) noexcept;
 [[nodiscard]] int read_at(int fd, void* out, std::size_t n, std::uint64_t offset) noexcept;
 [[nodiscard]] void* map(int fd, std::uint64_t length, int& error) noexcept;
+/// Maps over what is mapped at `address`; 0 or a negative errno.
+[[nodiscard]] int map_again(void* address, int fd, std::uint64_t length) noexcept;
 void protect_gap(void* address, std::uint64_t length) noexcept;
 void unmap(void* address, std::uint64_t length) noexcept;
 void close_fd(int fd) noexcept;

@@ -167,9 +167,9 @@ class Segment : public std::enable_shared_from_this<Segment> {
   // ---- life and death ----
   /// Proof, never a time-out. Slow: system calls.
   [[nodiscard]] bool is_dead(Token token) noexcept;
-  /// True once somebody in this process closed our descriptor, or put another file in its place:
-  /// our life byte is gone with it. In our own pid namespace the others still see us alive,
-  /// because we map the segment. A system call.
+  /// True once somebody in this process closed our descriptor, or put another file in its place.
+  /// The others still see us alive, because our mapping keeps the lock on our life byte. A system
+  /// call.
   [[nodiscard]] bool is_lost() const noexcept;
   /// For tests and for copies of a segment: treat this token as dead.
   void assume_dead(Token token) { assumed_dead_.push_back(token); }
@@ -190,11 +190,20 @@ class Segment : public std::enable_shared_from_this<Segment> {
   }
   /// Looks whether the file still has what was reserved; a system call.
   [[nodiscard]] bool is_whole() noexcept;
-  /// Whether waiting here makes sense at all: `fault()`, kLost, or kOk. A system call.
-  [[nodiscard]] Status health() noexcept {
-    if (is_poisoned()) return fault();
+  /// We are the child of a raw clone that copied us half changed.
+  [[nodiscard]] bool is_torn() noexcept { return token() == 0 && torn_; }
+  /// kTorn, kLost, or kOk: no reason why we should not have a seat. A system call.
+  [[nodiscard]] Status exclusion() noexcept {
+    if (is_torn()) return Status::kTorn;
     return is_lost() ? Status::kLost : Status::kOk;
   }
+  /// What to answer if we have none.
+  [[nodiscard]] Status no_seat() noexcept {
+    const Status why = exclusion();
+    return why == Status::kOk ? Status::kTooMany : why;
+  }
+  /// Whether waiting here makes sense at all: `fault()`, kTorn, kLost or kOk. A system call.
+  [[nodiscard]] Status health() noexcept { return is_poisoned() ? fault() : exclusion(); }
   /// Publishers may use a plain load of a waiter's mark: sleepers run a barrier for them.
   [[nodiscard]] bool asymmetric() const noexcept { return asymmetric_; }
 
@@ -210,7 +219,10 @@ class Segment : public std::enable_shared_from_this<Segment> {
   /// Of an end whose hold was added already: a fork is to add the child's.
   void note_endpoint(std::uint32_t channel_id, End end);
   void remove_endpoint(std::uint32_t channel_id, End end);
-  [[nodiscard]] std::mutex& mutex() noexcept { return mutex_; }
+  [[nodiscard]] std::mutex& mutex() noexcept {
+    (void)token();  // behind a raw clone, another thread may have had it
+    return mutex_;
+  }
   [[nodiscard]] std::size_t view_count();
   /// Bytes that the views of this process keep alive.
   [[nodiscard]] std::uint64_t view_bytes();
@@ -228,6 +240,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
     return reinterpret_cast<T*>(base_ + offset);
   }
   [[nodiscard]] Status map_window(bool may_shrink, Failure& why);
+  /// The same again over the same addresses, through the description that `fd_` is now.
+  void remap_window() noexcept;
   [[nodiscard]] Status take_seat();
   void after_raw_fork() noexcept;
 
@@ -242,6 +256,7 @@ class Segment : public std::enable_shared_from_this<Segment> {
   std::uint64_t namespace_ = 0;
   Token token_ = 0;
   const std::uint32_t* alive_page_ = nullptr;
+  bool torn_ = false;
   bool may_shrink_ = false;
   std::atomic<std::uint32_t> truncated_{0};
   std::string directory_;  // with name_: written once, before has_name_

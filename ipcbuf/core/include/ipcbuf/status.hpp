@@ -25,7 +25,8 @@ enum class [[nodiscard]] Status : int {
   kExists,       // there is one of that name already
   kMismatch,     // the channel of that key has another type or size; see Failure::reason
   kPermission,   // of another user, or open to others; see Failure::reason
-  kLost,         // the segment lost this process's life byte
+  kLost,         // somebody closed the segment's descriptor in this process
+  kTorn,         // a raw clone copied this process's own tables half changed (fork.hpp)
   kSystem,       // a system call failed; see Failure::sys_errno
   kNotASegment,  // attach: no magic
   kVersion,      // attach: another layout version

@@ -103,14 +103,26 @@ int read_at(int fd, void* out, std::size_t n, std::uint64_t offset) noexcept {
   return static_cast<int>(done);
 }
 
-void* map(int fd, std::uint64_t length, int& error) noexcept {
-  void* p = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-  if (p == MAP_FAILED) {
-    error = -errno;
-    return nullptr;
-  }
+namespace {
+
+void* map_at(void* address, int fd, std::uint64_t length, int flags) noexcept {
+  void* p =
+      ::mmap(address, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | flags, fd, 0);
+  if (p == MAP_FAILED) return nullptr;
   ::madvise(p, length, MADV_DONTDUMP);  // a dying process counts as alive until its dump is done
   return p;
+}
+
+}  // namespace
+
+void* map(int fd, std::uint64_t length, int& error) noexcept {
+  void* p = map_at(nullptr, fd, length, 0);
+  if (p == nullptr) error = -errno;
+  return p;
+}
+
+int map_again(void* address, int fd, std::uint64_t length) noexcept {
+  return map_at(address, fd, length, MAP_FIXED) == nullptr ? -errno : 0;
 }
 
 void protect_gap(void* address, std::uint64_t length) noexcept {
