@@ -49,6 +49,7 @@ SUMMARY = [
     ("latency", "Queue round trip, on two cores", "`Queue`, round trip between two cores", "µs"),
     ("latency", "Pipe round trip, on two cores", "`Pipe`, round trip between two cores", "µs"),
     ("executor", "Executor, submit no-op", "`ProcessPoolExecutor`, no-op tasks", "tasks/s"),
+    ("executor", "Executor, submit().result()", "the same, one at a time", "µs"),
     (
         "executor",
         "Executor, 1 MiB array in and out",
