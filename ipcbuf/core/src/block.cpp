@@ -86,22 +86,29 @@ Status free_block(Segment& s, std::uint64_t offset) noexcept {
 }
 
 bool retire_slab(Segment& s, std::uint32_t head) noexcept {
-  BlockPlace p{};
-  if (!s.place(s.page_offset(head), p)) return false;
   const Holder me = by_process(s.token());
-  note_slot(s, p);
-  const auto block = [&](std::uint32_t i) {
-    BlockPlace b = p;
-    b.index = i;
-    b.offset = p.offset + i * p.size();
-    b.check = s.check_of(b.offset, p.units, A::load_relaxed(s.page(head).salt));
-    return b;
-  };
-  for (std::uint32_t i = 0; i < p.count;) {
-    if (change_holder(s, block(i), kNobody, me)) {
-      ++i;
-      continue;
-    }
+  for (;;) {
+    // B3: the salt before the run. If that is a slab afterwards, its salt is this one or a later
+    // one, with which nothing below succeeds.
+    const std::uint32_t salt = A::load_acquire(s.page(head).salt);  // K3 acquire, from new_slab
+    BlockPlace p{};
+    if (!s.place(s.page_offset(head), p)) return false;
+    note_slot(s, p);
+    const auto block = [&](std::uint32_t i) {
+      BlockPlace b = p;
+      b.index = i;
+      b.offset = p.offset + i * p.size();
+      b.check = s.check_of(b.offset, p.units, salt);
+      return b;
+    };
+    std::uint32_t i = 0;
+    while (i < p.count && change_holder(s, block(i), kNobody, me)) ++i;
+    // Headers of a slab that was given back may still say free: then there is nothing to take. Its
+    // next owner writes them anew before it is a slab, so both looks together tell.
+    const bool is_ours = i == p.count &&
+                         Run::unpack(A::load_seq(s.run(head))).state == RunState::kSlab &&
+                         A::load_acquire(s.block(p.offset).holder) == holder_word(block(0), me);
+    if (is_ours) return RunHeap(s).free(head) == Status::kOk;
     std::uint64_t undone = 0;
     while (i-- > 0)
       if (change_holder(s, block(i), me, kNobody)) undone |= 1ULL << i;
@@ -110,9 +117,7 @@ bool retire_slab(Segment& s, std::uint32_t head) noexcept {
     // Who freed the last block meanwhile saw our claims and left the slab to us.
     const Run run = Run::unpack(A::load_seq(s.run(head)));
     if (run.state != RunState::kSlab || run.token != 0 || !is_empty(s, head)) return false;
-    i = 0;
   }
-  return RunHeap(s).free(head) == Status::kOk;
 }
 
 void orphan_slab(Segment& s, std::uint32_t head) noexcept {

@@ -184,7 +184,7 @@ Status ThreadHeap::new_slab(SizeClass& c, Failure& why) {
   Segment& s = *segment_;
   PageInfo& info = s.page(first);
   const std::uint32_t salt = A::load_relaxed(info.salt) + 1;  // relaxed: the run is ours alone
-  A::store_relaxed(info.salt, salt);
+  A::store_release(info.salt, salt);  // K3, to retire_slab: the run was reserved before
   A::store_relaxed(info.block_units, c.units);
   A::store_relaxed(info.block_count, c.count);
   A::store_relaxed(info.slot_set, slot_bit(token_));

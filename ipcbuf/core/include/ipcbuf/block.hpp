@@ -12,10 +12,15 @@
 //       himself written there, or dies in the middle of writing it.
 //   B2  A free block's word is taken by compare-and-swap only: its slab's thread allocates
 //       from it, and under pressure others take whole empty slabs.
+//   B3  Whoever takes a whole slab claims all its blocks with the salt that the slab had when it
+//       was seen to be one. The headers of the next slab in these pages are there before it is
+//       one; claims with its salt would free the pages under their new owner.
 //
 // Pairs
 //   K1  holder  free_block -> ThreadHeap::allocate, retire_slab   carries "I read no more"
 //   K2  holder  change_holder -> reaper                           carries the header's fields
+//   K3  salt    new_slab -> retire_slab                           carries "these pages are
+//   reserved"
 #pragma once
 
 #include "ipcbuf/segment.hpp"
