@@ -30,6 +30,7 @@ _PRELOADED = ("ipcbuf_mp._worker", "ipcbuf_mp.queues")
 
 _start = BaseProcess.start
 _posing = threading.RLock()
+# As the standard library's own locks; typeshed does not know it.
 os.register_at_fork(after_in_child=_posing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
@@ -47,19 +48,13 @@ def start(process: BaseProcess) -> None:
             config["daemon"] = True
 
 
-class _ByValue:
-    """Stands for a process that is being started, and is pickled by cloudpickle."""
+def _by_value(process: Any) -> Any:
+    """Return what stands for a process that is being started, and is pickled by cloudpickle."""
+    from ._pickling import ByValue
 
-    def __init__(self, process: Any) -> None:
-        self._process = process
-        self._name: str = process._name
-
-    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
-        import pickle
-
-        from ._pickling import dumps_by_value
-
-        return pickle.loads, (dumps_by_value(self._process),)
+    stand_in: Any = ByValue(process)
+    stand_in._name = process._name  # which whoever starts it looks at
+    return stand_in
 
 
 def by_value_if_refused(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -75,7 +70,7 @@ def by_value_if_refused(popen: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return popen(process)
         except (PicklingError, AttributeError, TypeError) as refusal:
             try:
-                return popen(_ByValue(process))
+                return popen(_by_value(process))
             except (PicklingError, AttributeError, TypeError):
                 raise refusal from None  # the error of pickle is the one that is documented
 

@@ -373,7 +373,9 @@ int descriptor_of(Endpoint& end);
 /// Sends or raises. The blocks of the message are the channel's, or freed.
 void send(PySender& sender, Outgoing& message, std::int64_t until,
           Flavour flavour = Flavour::kNative);
-/// Receives or raises.
+/// Receives: at once with the GIL held, else waits without it.
+[[nodiscard]] Status try_then_wait(PyReceiver& receiver, Incoming& message, std::int64_t until);
+/// The same, or raises.
 void receive(PyReceiver& receiver, Incoming& message, std::int64_t until,
              Flavour flavour = Flavour::kNative);
 

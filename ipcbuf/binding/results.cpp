@@ -237,11 +237,7 @@ bool PyResults::wait_alone(nb::handle future, nb::handle task_id, nb::handle tim
   if (!is_pending()) return false;
   do {
     auto message = std::make_unique<Incoming>();
-    Status status = receiver_.end.try_receive(*message, 0);
-    if (status == Status::kEmpty || status == Status::kContended)
-      status = wait_for(receiver_.end, [&](Wait& wait) {
-        return receiver_.end.receive_slice(*message, until, wait);
-      });
+    const Status status = try_then_wait(receiver_, *message, until);
     if (status == Status::kEmpty) return false;
     turn.recalls = true;                      // unless we can complete it
     if (status != Status::kOk) return false;  // the collector will say what

@@ -68,12 +68,15 @@ void send(PySender& sender, Outgoing& message, std::int64_t until, Flavour flavo
   raise_status(status, why, flavour);
 }
 
+Status try_then_wait(PyReceiver& receiver, Incoming& message, std::int64_t until) {
+  const Status status = receiver.end.try_receive(message, 0);
+  if (status != Status::kEmpty && status != Status::kContended) return status;
+  return wait_for(receiver.end,
+                  [&](Wait& wait) { return receiver.end.receive_slice(message, until, wait); });
+}
+
 void receive(PyReceiver& receiver, Incoming& message, std::int64_t until, Flavour flavour) {
-  Status status = receiver.end.try_receive(message, 0);
-  if (status == Status::kEmpty || status == Status::kContended) {
-    status = wait_for(receiver.end,
-                      [&](Wait& wait) { return receiver.end.receive_slice(message, until, wait); });
-  }
+  const Status status = try_then_wait(receiver, message, until);
   require_whole(*receiver.core);
   if (status != Status::kOk) raise_status(status, {}, flavour);
 }

@@ -24,9 +24,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).parents[2]
+import kept  # type: ignore[import-not-found]  # beside this file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROOT: Path = kept.ROOT
 COPY = ROOT / "build" / "mutants"
 KEPT = ROOT / "docs" / "mutants.json"
 PAGE = ROOT / "docs" / "proof-core.md"
@@ -296,8 +301,8 @@ MUTANTS = (
         "fork",
         "a child maps the segment through its parent's description",
         "fork.cpp",
-        "platform::move_fd(s.child_fd_, s.fd_) == 0) s.remap_window();\n",
-        "platform::move_fd(s.child_fd_, s.fd_) == 0) (void)s;\n",
+        "platform::move_fd(own, s.fd_) == 0) s.remap_window();\n",
+        "platform::move_fd(own, s.fd_) == 0) (void)s;\n",
         ("test_fork although_their_child_lives",),
     ),
     Mutant(
@@ -318,15 +323,8 @@ def run(*command: str | Path, seconds: float = PATIENCE) -> subprocess.Completed
 
 
 def commit() -> str:
-    git = ("git", "-C", str(ROOT))
-    last = subprocess.run(
-        [*git, "log", "-1", "--format=%h", "--abbrev=12", "--", "ipcbuf/core", "tests/core"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "ipcbuf/core", "tests/core"])
-    return last + (" and changes" if changed.returncode else "")
+    seen: str = kept.commit("ipcbuf/core", "tests/core")
+    return seen
 
 
 def prepare() -> None:
@@ -402,7 +400,7 @@ def verdict(mutant: Mutant) -> tuple[str, str]:
 def load() -> dict[tuple[str, str], dict[str, str]]:
     if not KEPT.exists():
         return {}
-    return {(kept["rule"], kept["fault"]): kept for kept in json.loads(KEPT.read_text())}
+    return {(old["rule"], old["fault"]): old for old in json.loads(KEPT.read_text())}
 
 
 def keep(mutant: Mutant, by: str, how: str) -> None:
@@ -423,23 +421,20 @@ def write_table() -> int:
     """The page, from what was found; how many are missing or live."""
     found = load()
     missing = [m for m in MUTANTS if (m.rule, m.what) not in found]
-    kept = [found[m.rule, m.what] for m in MUTANTS if m not in missing]
-    alive = [k for k in kept if not k["by"]]
+    rows = [found[m.rule, m.what] for m in MUTANTS if m not in missing]
+    alive = [k for k in rows if not k["by"]]
     lines = [
-        f"{len(kept)} faults, {len(kept) - len(alive)} noticed; "
-        f"commit {', '.join(sorted({k['commit'] for k in kept}))}.",
+        f"{len(rows)} faults, {len(rows) - len(alive)} noticed; "
+        f"commit {', '.join(sorted({k['commit'] for k in rows}))}.",
         "",
         "| rule | fault | noticed by | how |",
         "| --- | --- | --- | --- |",
     ]
     lines += [
         f"| {k['rule']} | {k['fault']} | {k['by'] or '**nobody**'} | {k['how'].replace('|', '/')} |"
-        for k in kept
+        for k in rows
     ]
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    text = "\n".join(lines)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    kept.write_between(BEGIN, END, PAGE, "\n".join(lines))
     return len(missing) + len(alive)
 
 

@@ -29,10 +29,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).parents[2]
+import kept  # type: ignore[import-not-found]  # beside this file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROOT: Path = kept.ROOT
 KEPT = ROOT / "docs" / "proof.json"
 PAGE = ROOT / "docs" / "proof.md"
 BEGIN, END = "<!-- begin: written by report.py -->", "<!-- end -->"
@@ -157,15 +161,10 @@ PARTS = (
 
 
 def commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    tested = ("ipcbuf", "ipcbuf_mp", "tests/core", "tests/stress", ":!tests/stress/report.py")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *tested)
-    last = git("log", "-1", "--format=%h", "--abbrev=12", "--", *tested)
-    return last + (" and changes" if changed else "")
+    seen: str = kept.commit(
+        *("ipcbuf", "ipcbuf_mp", "tests/core", "tests/stress", ":!tests/stress/report.py")
+    )
+    return seen
 
 
 def machine() -> str:
@@ -300,12 +299,12 @@ def run_part(part: Part, places: dict[str, str], keeps: bool, most: float) -> di
     return record
 
 
-def goes_on(kept: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def goes_on(old: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether what is kept is a part, or all, of what is wanted now."""
     same = ("name", "commit", "exit_code", "chunks")
-    if any(kept[key] != wanted[key] for key in same):
+    if any(old[key] != wanted[key] for key in same):
         return False
-    return all(kept.get(key, 0) >= wanted[key] for key in ("minutes", "size"))
+    return all(old.get(key, 0) >= wanted[key] for key in ("minutes", "size"))
 
 
 def run_with_pressure(
@@ -405,10 +404,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def write() -> None:
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(load())}\n{END}{after}")
+    kept.write_between(BEGIN, END, PAGE, table(load()))
 
 
 def main() -> int:

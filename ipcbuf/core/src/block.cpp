@@ -88,8 +88,8 @@ Status free_block(Segment& s, std::uint64_t offset) noexcept {
 bool retire_slab(Segment& s, std::uint32_t head) noexcept {
   const Holder me = by_process(s.token());
   for (;;) {
-    // B3: the salt before the run. If that is a slab afterwards, its salt is this one or a later
-    // one, with which nothing below succeeds.
+    // B3: the salt before the run. If that is seen to be a slab, this is its salt, or an older
+    // one, with which no claim below succeeds.
     const std::uint32_t salt = A::load_acquire(s.page(head).salt);  // K3 acquire, from new_slab
     BlockPlace p{};
     if (!s.place(s.page_offset(head), p)) return false;

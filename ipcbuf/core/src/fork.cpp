@@ -142,10 +142,14 @@ void ForkHandlers::parent() noexcept {
   r.attach.unlock();
 }
 
+void ForkHandlers::use_description(Segment& s, int own) noexcept {
+  s.own_description_ = own >= 0;
+  if (own >= 0 && platform::move_fd(own, s.fd_) == 0) s.remap_window();
+}
+
 void ForkHandlers::move_in(Segment& s) noexcept {
   if (s.child_token_ != 0) {
-    s.own_description_ = s.child_fd_ >= 0;
-    if (s.child_fd_ >= 0 && platform::move_fd(s.child_fd_, s.fd_) == 0) s.remap_window();
+    use_description(s, s.child_fd_);
     s.token_ = s.child_token_;
     publish_seat(s, s.token_, s.own_description_);
   } else {
@@ -193,8 +197,7 @@ void ForkHandlers::raw_fork() noexcept {
   for (const auto& known : r.segments) {
     Segment& s = *known.first;
     const int own = s.is_lost() ? -EBADF : platform::reopen(s.fd_);
-    if (own >= 0 && platform::move_fd(own, s.fd_) == 0) s.remap_window();
-    s.own_description_ = own >= 0;
+    use_description(s, own);
     s.token_ = 0;
     (void)s.take_seat();
     // What the parent had is the parent's: hold the endpoints ourselves, disown the views.

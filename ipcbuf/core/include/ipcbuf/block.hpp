@@ -19,8 +19,7 @@
 // Pairs
 //   K1  holder  free_block -> ThreadHeap::allocate, retire_slab   carries "I read no more"
 //   K2  holder  change_holder -> reaper                           carries the header's fields
-//   K3  salt    new_slab -> retire_slab                           carries "these pages are
-//   reserved"
+//   K3  salt    new_slab -> retire_slab                           carries the run's reservation
 #pragma once
 
 #include "ipcbuf/segment.hpp"

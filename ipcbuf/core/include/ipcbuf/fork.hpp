@@ -50,6 +50,8 @@ class ForkHandlers {
   static void prepare() noexcept;
   static void parent() noexcept;
   static void child() noexcept;
+  /// Lets a child go over to an open file description of its own; negative: there is none.
+  static void use_description(Segment& segment, int own) noexcept;
   static void move_in(Segment& segment) noexcept;
 };
 
