@@ -139,6 +139,7 @@ class IpcbufBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         """Send a batch of tasks to a worker."""
         assert self._workers is not None
         future: Future[Any] = self._workers.submit(func)
+        # A TaskFuture; its offset is that of the task that was sent.
         if future.done() and not future._offset:  # type: ignore[attr-defined]
             future = _refused(future)
         self._futures.add(future)

@@ -389,10 +389,10 @@ class TestPackage:
     def test_a_fork_server_has_imported_what_its_children_need(self) -> None:
         run(
             """if True:
-            import ipcbuf_mp, sys
+            import ipcbuf_mp, os, pathlib
             with ipcbuf_mp.get_context("forkserver").Pool(1) as pool:
-                pids = pool.apply(eval, ("__import__('os').getppid()",))
-                maps = open(f"/proc/{pids}/maps").read()
+                server = pool.apply(os.getppid)
+                maps = pathlib.Path(f"/proc/{server}/maps").read_text()
             assert "/_native." in maps
             """
         )

@@ -325,8 +325,8 @@ def test_no_result_is_lost_when_a_signal_handler_raises() -> None:
             for number in range(10 * ROUNDS):
                 future = executor.submit(same, number)
                 try:
-                    # What result() does: its own Python code cannot be interrupted everywhere,
-                    # nor can the standard library's.
+                    # What result() of a TaskFuture does: its own Python code cannot be interrupted
+                    # everywhere, nor can the standard library's.
                     armed = True
                     results.wait_alone(future, future._task_id, PATIENCE)  # type: ignore[attr-defined]
                     armed = False
