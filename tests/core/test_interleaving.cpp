@@ -381,6 +381,29 @@ TEST(an_ownerless_slab_goes_back_whoever_is_last) {
   fight(orphans);
 }
 
+TEST(a_reaper_in_mid_walk_believes_nothing_in_a_slab_that_went) {
+  Duel duel{.name = "leave against steal and write"};
+  duel.first_prepare = [](World& w) {
+    w.page->values[0] = allocate(w, 300), w.page->values[1] = w.s->token();
+    REQUIRE(w, free_block(*w.s, w.page->values[0]) == Status::kOk);
+  };
+  duel.first = [](World& w) { leave(*w.s, w.s->token()); };
+  duel.second = [](World& w) {
+    BlockPlace p{};
+    if (!w.s->place(w.page->values[0], p)) return;
+    steal_empty_slabs(*w.s);
+    if (Run::unpack(w.s->run(p.head).load()).state != RunState::kFree) return;
+    // Where headers were, there are somebody's bytes now, which look like a message of the leaving.
+    const auto token = static_cast<Token>(w.page->values[1].load());
+    for (std::uint32_t i = 0; i < p.count; ++i) {
+      BlockHeader& header = w.s->block(w.s->page_offset(p.head) + i * p.size());
+      header.holder = holder_word({}, by_process(token));
+      header.lease = Lease{.channel = 7, .kind = 0, .tag = 0, .buffers = 0, .taken = true}.pack();
+    }
+  };
+  fight(duel);
+}
+
 TEST(shares_of_a_block_are_given_and_dropped_in_any_order) {
   Duel drops{.name = "drop against drop"};
   drops.set_up = one_view;

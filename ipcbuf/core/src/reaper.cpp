@@ -116,16 +116,20 @@ void reap_blocks(Segment& s, Token dead, const std::vector<std::uint32_t>& slabs
     if (!s.place(s.page_offset(head), p)) continue;
     const bool may_hold = (A::load_acquire(s.page(head).slot_set) & slot_bit(dead)) != 0;
     if (!may_hold && Run::unpack(A::load_acquire(s.run(head))).token != dead) continue;
+    const std::uint32_t salt = A::load_relaxed(s.page(head).salt);
     for (std::uint32_t i = 0; i < p.count; ++i) {
       const std::uint64_t at = p.offset + i * p.size();
       // K2 acquire, from store_holder and change_holder: the creator of a ring.
-      const Holder holder = Holder::unpack(A::load_acquire(s.block(at).holder));
+      const std::uint64_t word = A::load_acquire(s.block(at).holder);
+      const Holder holder = Holder::unpack(word);
       const bool ring_of_dead =
           holder.kind == HolderKind::kChannel && A::load_acquire(s.block(at).creator) == dead;
       const std::uint64_t lease = A::load_acquire(s.block(at).lease);
       // The dead may have handed it back and not yet said so (E4).
       const bool returned = holder.kind == HolderKind::kChannel && lease != 0;
-      if (holder == by_process(dead) || ring_of_dead || returned)
+      if (holder != by_process(dead) && !ring_of_dead && !returned) continue;
+      // If the slab was given back meanwhile, what was a header may lie among somebody's bytes.
+      if ((word & kCheckMask) == s.check_of(at, p.units, salt))
         candidates.push_back({at, holder, lease});
     }
   }

@@ -37,7 +37,7 @@
 namespace ipcbuf {
 
 /// The block of a taken message goes from `from` to its channel; freed if the channel is gone.
-/// kCorrupted: it is not held by `from`.
+/// kCorrupted: it is not held by `from`, or no block at all (a reaper may come too late).
 Status hand_back(Segment& segment, std::uint64_t offset, Holder from) noexcept;
 /// Of a block that a channel holds and the dead may have handed back: sees to E4, or frees it.
 void remember_returned(Segment& segment, std::uint64_t offset, std::uint32_t channel) noexcept;
