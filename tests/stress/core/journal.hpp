@@ -123,13 +123,6 @@ struct Book {
     log[n] = entry.pack();
     entries = n + 1;
   }
-  void reset() noexcept {
-    pid = doing = where = receiving = finished = bad = bad_status = exhausted = 0;
-    steps = 0;
-    for (auto& word : begun) word = 0;
-    for (auto& word : done) word = 0;
-    private_maker = private_channel = private_begun = private_done = entries = 0;
-  }
 };
 
 /// What all see beside the segment.
@@ -155,10 +148,9 @@ struct Board {
   [[nodiscard]] std::uint32_t number_of(const Book& book) const noexcept {
     return static_cast<std::uint32_t>(&book - books);
   }
+  /// Between two epochs: all books are new, and their memory is the system's again.
   void reset() noexcept {
-    for (std::uint32_t i = 0; i < actors; ++i) books[i].reset();
-    actors = 0;
-    stop = 0;
+    if (::madvise(this, sizeof *this, MADV_REMOVE) != 0) std::abort();
   }
 };
 
