@@ -35,12 +35,18 @@ class Lifeline:
         with contextlib.suppress(OSError):  # no /proc: an idle worker looks now and then
             # The one to be told is a property of the open file, so we need an open file of our own.
             path = f"/proc/self/fd/{self._read_end}"
-            fd = self._watching = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+            self._watching = fd
         if self.is_cut():  # before there was a signal to send
             os._exit(1)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the kernel kills this process when the pipe closes."""
+        return self._watching >= 0
 
     def is_cut(self) -> bool:
         """Whether the process at the other end is dead."""

@@ -55,7 +55,10 @@ STOP = 0  # the task number that tells a worker to leave; real ones start at 1
 
 INTERRUPT_SIGNAL = signal.SIGRTMAX - 7
 
-_PATROL_SECONDS = 1.0  # how often an idle worker looks whether its parent is alive
+# How often an idle worker looks whether its parent is alive: by itself, and where the kernel would
+# have killed it. Each look begins a new wait, and the first second of a wait is its dearest.
+_PATROL_SECONDS = 1.0
+_GUARDED_PATROL_SECONDS = 60.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _in_task = False
@@ -212,9 +215,10 @@ def _countdown(max_tasks: int | None) -> Iterator[int | None]:
 
 def _next_task(tasks: ipcbuf.Receiver, lifeline: Lifeline) -> ipcbuf.Task | None:
     """Wait for a task; None when it is time to leave."""
+    patrol = _GUARDED_PATROL_SECONDS if lifeline.is_guarded else _PATROL_SECONDS
     while True:
         try:
-            task = tasks.recv_task(_PATROL_SECONDS)
+            task = tasks.recv_task(patrol)
         except ipcbuf.ChannelEmpty:
             if lifeline.is_cut():
                 return None

@@ -190,6 +190,12 @@ def pid_of(path: Path) -> int:
     return int(path.read_text())
 
 
+def context_switches(pid: int) -> int:
+    """How often a process has gone to sleep."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
 # --- a worker dies --------------------------------------------------------------------------------
 
 
@@ -307,6 +313,17 @@ def test_every_worker_killed_while_idle_is_replaced(make: Callable[..., Executor
             with contextlib.suppress(ProcessLookupError):  # killed before, not yet replaced
                 os.kill(pid, signal.SIGKILL)
     assert executor.submit(add, 1, 1).result(LONG) == 2
+
+
+@also_with_spawn
+def test_an_idle_worker_rarely_looks_whether_its_parent_lives(
+    make: Callable[..., Executor],
+) -> None:
+    pid = make(1).submit(os.getpid).result(LONG)
+    time.sleep(1.2)  # from then on a wait looks every 200 ms
+    before = context_switches(pid)
+    time.sleep(1)
+    assert context_switches(pid) - before < 20
 
 
 @also_with_spawn
