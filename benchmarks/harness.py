@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 TURN_SECONDS = 120.0
+MOST_TRIALS = 4  # turns to find the scale
 GRACE_SECONDS = 2.0  # for the processes that a turn has left: some clear up after their parent
 FORK = multiprocessing.get_context("fork")
 
@@ -54,8 +55,8 @@ Figures = dict[str, float]
 class Row:
     """One thing to measure: `turn(contender, scale)` returns figures, the main one first.
 
-    The scale of a turn (how many messages, say) follows from the first turn, so that all take
-    about the same time.
+    The scale of a turn (how many messages, say) follows from turns before, so that all take about
+    the same time.
     """
 
     name: str
@@ -293,6 +294,36 @@ def taking_part(row: Row, players: list[Any]) -> list[Any]:
     return [player for player in players if hasattr(player, row.needs)]
 
 
+def take_turn(
+    turn: Callable[[ModuleType, int], Figures],
+    row: Row,
+    player: ModuleType,
+    scale: int,
+    chosen: argparse.Namespace,
+) -> tuple[Figures, float]:
+    """Return the figures of a turn in a process of its own, and the seconds that it took."""
+    start = time.monotonic()
+    figures = Peer(turn, player, scale, leader=True).join(chosen.patience, row.may_hang)
+    return figures, figures.pop("seconds", time.monotonic() - start)
+
+
+def find_scale(row: Row, player: ModuleType, chosen: argparse.Namespace) -> int:
+    """Find the scale of turns of about the wanted length, by turns that are not counted.
+
+    One does not do where starting the processes takes longer than what they are to do.
+    """
+    turn = row.first_turn or row.turn
+    scale = row.scale
+    for _ in range(MOST_TRIALS):
+        _, took = take_turn(turn, row, player, scale, chosen)
+        last, wanted = scale, int(scale * chosen.seconds / max(took, 1e-6))
+        scale = min(max(wanted, row.scale // 10, 2), row.most)
+        if took >= chosen.seconds / 2 or scale <= last:
+            break
+        turn = row.turn
+    return scale
+
+
 def measure_row(
     row: Row,
     players: list[ModuleType],
@@ -311,23 +342,17 @@ def measure_row(
             if outcome.failure:
                 step(1)
                 continue
-            turn = row.first_turn if number < 0 and row.first_turn else row.turn
-            start = time.monotonic()
             try:
-                peer = Peer(turn, player, scales[player.NAME], leader=True)
-                figures = peer.join(chosen.patience, row.may_hang)
+                if number < 0:
+                    scales[player.NAME] = find_scale(row, player, chosen)
+                else:
+                    figures, _ = take_turn(row.turn, row, player, scales[player.NAME], chosen)
+                    outcome.turns.append(figures)
             except (RuntimeError, TimeoutError) as error:
                 outcome.failure = str(error)
                 say(f"{row.name}, {player.NAME}: {error}", sys.stderr)
-                continue
             finally:
                 step(1)
-            took = figures.pop("seconds", time.monotonic() - start)
-            if number >= 0:
-                outcome.turns.append(figures)
-            else:
-                wanted = int(row.scale * chosen.seconds / max(took, 1e-6))
-                scales[player.NAME] = min(max(wanted, row.scale // 10, 2), row.most)
     return outcomes
 
 
