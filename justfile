@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The commands of this project; .ci/run calls the same. `just` alone lists them.
-# They use the current environment: pip install --group dev .
+# They use the current environment: pip install --group dev (pip >= 25.1).
 
 _list:
     @{{ just_executable() }} --list --unsorted
@@ -21,6 +21,12 @@ core sanitizer="": (_compile sanitizer)
 _compile sanitizer="":
     cmake -S ipcbuf -B build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} -G Ninja -DIPCBUF_SANITIZE={{sanitizer}}
     cmake --build build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }}
+
+# The core's own tests on arm64, by an emulator. Debian: g++-aarch64-linux-gnu qemu-user
+core-arm64 *args:
+    cmake -S ipcbuf -B build/core-arm64 -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu'
+    cmake --build build/core-arm64
+    ctest --test-dir build/core-arm64 --output-on-failure --no-tests=error --parallel {{ num_cpus() }} {{args}}
 
 # The heap against its model, any number of examples
 heap-machine examples="200000":
