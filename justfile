@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The commands of this project; .ci/run calls the same. `just` alone lists them.
-# They use the current environment: pip install --group dev .
+# They use the current environment: pip install --group dev (pip >= 25.1).
 
 _list:
     @{{ just_executable() }} --list --unsorted
@@ -15,10 +15,18 @@ test *args:
     pytest -n auto {{args}}
 
 # The core's own tests, without Python; sanitizer: thread or address
-core sanitizer="":
+core sanitizer="": (_compile sanitizer)
+    ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error --parallel {{ num_cpus() }}
+
+_compile sanitizer="":
     cmake -S ipcbuf -B build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} -G Ninja -DIPCBUF_SANITIZE={{sanitizer}}
     cmake --build build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }}
-    ctest --test-dir build/core-{{ if sanitizer == "" { "plain" } else { sanitizer } }} --output-on-failure --no-tests=error --parallel {{ num_cpus() }}
+
+# The core's own tests on arm64, by an emulator. Debian: g++-aarch64-linux-gnu qemu-user
+core-arm64 *args:
+    cmake -S ipcbuf -B build/core-arm64 -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu'
+    cmake --build build/core-arm64
+    ctest --test-dir build/core-arm64 --output-on-failure --no-tests=error --parallel {{ num_cpus() }} {{args}}
 
 # The heap against its model, any number of examples
 heap-machine examples="200000":
@@ -49,8 +57,7 @@ mutants *args:
 stress-short: _stress_programs
     build/core-plain/random_kills --kills 5000 --patience 300
     build/core-plain/random_kills --kills 500 --size 4 --workers 8 --patience 300
-    pytest -m stress tests/stress/test_kill_rounds.py tests/stress/test_chaos.py
-    IPCBUF_ROUNDS=200 pytest -m stress tests/mp/test_executor_survival.py -k killed
+    IPCBUF_ROUNDS=200 pytest -n {{num_cpus()}} -m stress tests/stress/test_kill_rounds.py tests/stress/test_chaos.py tests/mp/test_executor_survival.py -k "not flat"
 
 # Seeded runs that kill processes, most of an hour; writes docs/proof.md
 stress *args: _proof_programs

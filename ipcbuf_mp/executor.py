@@ -7,7 +7,6 @@ The module can be called: `ipcbuf_mp.executor()` makes an executor here, and
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import logging
@@ -148,7 +147,9 @@ class _Calls(_AnyExecutor):
 
         Cancelling the awaiting task cancels the call as `Future.cancel` does.
         """
-        return await asyncio.wrap_future(self._submit(fn, args, kwargs))
+        from asyncio import wrap_future  # late: few need it, and it takes longer than all the rest
+
+        return await wrap_future(self._submit(fn, args, kwargs))
 
     async def amap(
         self,
@@ -158,10 +159,12 @@ class _Calls(_AnyExecutor):
         buffersize: int | None = None,
     ) -> AsyncIterator[T]:
         """Yield results in asyncio, as `map` does: `async for result in executor.amap(...)`."""
+        from asyncio import wrap_future
+
         _check_sizes(chunksize, buffersize)
         calls = _chunks(zip(*iterables, strict=False), chunksize)
         futures = deque(
-            asyncio.wrap_future(self._submit(_run_chunk, (fn, chunk), {}))
+            wrap_future(self._submit(_run_chunk, (fn, chunk), {}))
             for chunk in itertools.islice(calls, buffersize)
         )
         try:
@@ -169,7 +172,7 @@ class _Calls(_AnyExecutor):
                 results = await futures[0]
                 futures.popleft()
                 for chunk in itertools.islice(calls, 0 if buffersize is None else 1):
-                    futures.append(asyncio.wrap_future(self._submit(_run_chunk, (fn, chunk), {})))
+                    futures.append(wrap_future(self._submit(_run_chunk, (fn, chunk), {})))
                 for result in results:
                     yield result
         finally:

@@ -111,6 +111,15 @@ def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _light_children() -> None:
+    """Let children that import a test module find tests/light/pytest.py instead of pytest.
+
+    Here, in the process that runs tests, pytest is imported already.
+    """
+    sys.path.insert(0, str(ROOT / "tests" / "light"))
+
+
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each way to start a process, in turn."""

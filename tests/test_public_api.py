@@ -135,7 +135,9 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
 
 
 def modules_imported_by(statement: str, tmp_path: Path) -> set[str]:
-    program = f"import sys\n{statement}\nprint(*sys.modules)"
+    # An editable install has a finder of its own, which imports what it needs at its first use.
+    looked = "for finder in sys.meta_path: finder.find_spec('ipcbuf', None)"
+    program = f"import sys\n{looked}\n{statement}\nprint(*sys.modules)"
     return set(run_python("-c", program, cwd=tmp_path).split())
 
 
@@ -152,6 +154,11 @@ def test_importing_the_drop_in_costs_little_more_than_importing_multiprocessing(
         "ipcbuf_mp._process",
         "ipcbuf_mp.context",
     }
+
+
+def test_an_executor_is_imported_without_asyncio(tmp_path: Path) -> None:
+    """It takes longer to import than all the rest, and only `asubmit` and `amap` need it."""
+    assert "asyncio" not in modules_imported_by("import ipcbuf_mp.executor", tmp_path)
 
 
 def test_a_worker_that_starts_imports_little(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // ctest-plain-only
+// ctest-machine: x86_64
 // ctest-timeout: 300
 //
 // test_interleaving.cpp - two processes, one of them stopped at every instruction in turn.

@@ -187,6 +187,7 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
       // A ring is freed when its receiver moves on, and its memory may come back as a later ring
       // of the same channel; the items sent before it tell the two apart.
       if (steps == 0) base = ring.header->items_base;
+      A::load_barrier();  // before the look whether it is still the first
       if (ring.header->items_base != base ||
           (steps == 0 && A::load_acquire(row.receiver.ring) != at)) {
         whole = false;
@@ -212,6 +213,7 @@ void reach(Segment& s, std::uint32_t index, Reached& out) {
           offsets[b] = A::load_relaxed(ring.word_at(
               start + kRecordHeader + b * static_cast<std::uint32_t>(sizeof(BlockRef))));
         // Believe it only if its receiver has not come past it meanwhile.
+        A::load_barrier();
         const RingWord now = RingWord::unpack(A::load_acquire(ring.header->read_word));
         if (static_cast<std::int32_t>(now.items - read.items) > 0) {
           read = now;

@@ -421,6 +421,7 @@ bool Segment::is_dead(Token token) noexcept {
                          row.start_time, row.pidfs_inode, ward.pid,          ward.started};
   const bool dead = is_proven_dead(who, slot_of(token), {is_lost() ? -1 : fd_, namespace_, inode_});
   // The row may have changed hands while we looked; then the verdict is about nobody.
+  A::load_barrier();
   return dead && A::load_acquire(row.state) == word;
 }
 

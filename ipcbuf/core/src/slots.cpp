@@ -128,6 +128,7 @@ std::vector<Seat> list_seats(Segment& s) {
     Seat seat{token, state, named ? row.pid : 0, named && row.pid_namespace == here,
               s.is_dead(token)};
     // Believe the identity only if the row did not change hands while it was read.
+    A::load_barrier();
     if (A::load_acquire(row.state) == word) out.push_back(seat);
   }
   return out;

@@ -78,6 +78,15 @@ struct StdAtomics {
   }
   /// Keeps the compiler from moving a load up over an earlier store (no instruction).
   static void compiler_barrier() noexcept { std::atomic_signal_fence(std::memory_order_seq_cst); }
+  /// Keeps earlier loads, also plain ones, in front of later ones: who read what may change
+  /// meanwhile looks behind it whether it has. No instruction on x86-64, where loads stay in order.
+  static void load_barrier() noexcept {
+#ifdef __SANITIZE_THREAD__  // which does not know fences
+    std::atomic_signal_fence(std::memory_order_acquire);
+#else
+    std::atomic_thread_fence(std::memory_order_acquire);
+#endif
+  }
 };
 
 /// Counts the stores of the process and calls `_exit(137)` in front of the chosen one.

@@ -71,7 +71,9 @@ class SoleUser {
     const std::uint64_t user = A::load_acquire(user_);
     // U2; should the barrier fail, no store waits in a processor for as long as that.
     if (user > kChanging && user != self && !platform::barrier_all()) platform::pause_ms(1);
-    while (A::load_acquire(first_inside_) == me || A::load_acquire(others_inside_) == me)
+    // Sequentially consistent, behind a store of the caller's (E1) that is so, too: who comes in
+    // later, by compare-and-swap, sees that store.
+    while (A::load_seq(first_inside_) == me || A::load_seq(others_inside_) == me)
       platform::cpu_pause();
   }
 
