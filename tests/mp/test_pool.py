@@ -363,6 +363,39 @@ def test_workers_are_replaced_after_their_tasks(start_method: str) -> None:
     assert len(set(pids)) == 3
 
 
+@pytest.mark.parametrize("pool_class", [multiprocessing.pool.Pool, ipcbuf_mp.pool.Pool])
+def test_workers_are_ended_if_another_one_cannot_be_started(pool_class: Any) -> None:
+    started: list[str] = []
+
+    class ThirdFails:
+        """Has what a pool needs of a process, and no more."""
+
+        exitcode = None
+        name = "ThirdFails"
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def start(self) -> None:
+            if len(started) == 2:
+                raise OSError("no more")
+            started.append("started")
+
+        def terminate(self) -> None:
+            started[started.index("started")] = "terminated"
+
+        def join(self) -> None:
+            started[started.index("terminated")] = "joined"
+
+    context = multiprocessing.get_context("fork")
+    context.Process = ThirdFails  # type: ignore[assignment,misc]
+    try:
+        with pytest.raises(OSError, match="no more"):
+            pool_class(5, context=context)
+    finally:
+        del context.Process
+    assert started == ["joined", "joined"]
+
+
 def test_wrong_arguments_are_refused() -> None:
     context = ipcbuf_mp.get_context("fork")
     for processes in (0, -1):
