@@ -72,6 +72,7 @@ else:
     Process = _default_context.Process
     Queue = _default_context.Queue
     SimpleQueue = _default_context.SimpleQueue
+del TYPE_CHECKING
 
 __all__ = sorted(
     {

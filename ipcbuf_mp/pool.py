@@ -507,6 +507,28 @@ class Pool(_stdlib.Pool):
     def _repopulate_pool(self) -> None:
         self._staff.fill()
 
+    def _map_async(
+        self,
+        func: Any,
+        iterable: Any,
+        mapper: Any,
+        chunksize: int | None = None,
+        *callbacks: Any,
+        **named_callbacks: Any,
+    ) -> Any:
+        """Choose the size of chunks by the workers that there should be.
+
+        The standard library counts those that there are. That may be none, while one that was
+        killed is being replaced.
+        """
+        self._check_running()  # type: ignore[attr-defined]
+        if chunksize is None:
+            if not hasattr(iterable, "__len__"):
+                iterable = list(iterable)
+            chunksize = -(-len(iterable) // (4 * self._staff.size))
+        mapping = super()._map_async  # type: ignore[misc]
+        return mapping(func, iterable, mapper, chunksize, *callbacks, **named_callbacks)
+
 
 class _Starter:
     """Starts the workers of a pool. It keeps no pool alive."""

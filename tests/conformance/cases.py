@@ -60,3 +60,5 @@ _others += [("test.test_logging", name) for name in LOGGING]
 for _module, _name in _others:
     _base = getattr(tests(_module), _name)
     globals()[_name] = type(_name, (_base,), {"__module__": __name__})
+if IMPORTED:
+    del globals()["_TestImportStar"]  # looks for the files of the standard library's own package

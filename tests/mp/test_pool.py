@@ -230,6 +230,30 @@ def kill_at_3(number: int) -> int:
     return kill_at(number, 3)
 
 
+def test_a_map_works_while_the_only_worker_is_being_replaced() -> None:
+    may_start = threading.Event()
+    may_start.set()
+
+    class WaitsForLeave(ipcbuf_mp.pool.Pool):
+        @staticmethod
+        def Process(context: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: N802
+            may_start.wait(PATIENCE)
+            return context.Process(*args, **kwargs)
+
+    with WaitsForLeave(1) as pool:
+        may_start.clear()
+        (worker,) = pool._pool
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        while pool._pool:
+            time.sleep(0.001)
+        try:
+            results = [pool.map_async(square, numbers) for numbers in (range(5), iter(range(5)))]
+        finally:
+            may_start.set()
+        assert [result.get(PATIENCE) for result in results] == [[0, 1, 4, 9, 16]] * 2
+
+
 @pytest.mark.parametrize(("call", "code"), [(exit_now, 7), (leave, 5), (exit_now, 0)])
 def test_an_exit_in_a_task_is_a_lost_worker(call: Any, code: int) -> None:
     with ipcbuf_mp.get_context("fork").Pool(1) as pool:
@@ -337,6 +361,39 @@ def test_workers_are_replaced_after_their_tasks(start_method: str) -> None:
     pool.join()
 
     assert len(set(pids)) == 3
+
+
+@pytest.mark.parametrize("pool_class", [multiprocessing.pool.Pool, ipcbuf_mp.pool.Pool])
+def test_workers_are_ended_if_another_one_cannot_be_started(pool_class: Any) -> None:
+    started: list[str] = []
+
+    class ThirdFails:
+        """Has what a pool needs of a process, and no more."""
+
+        exitcode = None
+        name = "ThirdFails"
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def start(self) -> None:
+            if len(started) == 2:
+                raise OSError("no more")
+            started.append("started")
+
+        def terminate(self) -> None:
+            started[started.index("started")] = "terminated"
+
+        def join(self) -> None:
+            started[started.index("terminated")] = "joined"
+
+    context = multiprocessing.get_context("fork")
+    context.Process = ThirdFails  # type: ignore[assignment,misc]
+    try:
+        with pytest.raises(OSError, match="no more"):
+            pool_class(5, context=context)
+    finally:
+        del context.Process
+    assert started == ["joined", "joined"]
 
 
 def test_wrong_arguments_are_refused() -> None:
