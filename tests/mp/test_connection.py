@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import ctypes
 import errno
 import fcntl
@@ -537,6 +536,8 @@ class ConnectionContract:
                 assert reader.recv() == number
 
     def test_asyncio_reads_one_message_per_call(self, both_ways: tuple[Any, Any]) -> None:
+        import asyncio  # late: children import this module, and it takes longest
+
         one, other = both_ways
         got: list[int] = []
 

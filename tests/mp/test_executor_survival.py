@@ -6,7 +6,6 @@ Tasks tell that they run through files, which work between any processes.
 
 from __future__ import annotations
 
-import asyncio
 import colorsys
 import contextlib
 import ctypes
@@ -563,6 +562,8 @@ def test_a_running_task_is_cancelled(
 
 
 def test_asyncio_cancels_a_running_task(make: Callable[..., Executor], tmp_path: Path) -> None:
+    import asyncio  # late: workers import this module, and it takes longest
+
     executor = make(1, grace=0.05)
 
     async def main() -> int:

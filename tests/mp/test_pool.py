@@ -16,7 +16,6 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pytest
 
 import ipcbuf
@@ -25,6 +24,8 @@ import ipcbuf_mp
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
+
+    import numpy as np  # in tests that use it: workers import this module, and it takes longest
 
 PATIENCE = 60
 
@@ -163,6 +164,8 @@ class PoolContract:
         assert pool.apply(square, (3,)) == 9
 
     def test_arrays_come_back_writable(self, pool: Any) -> None:
+        import numpy as np
+
         for size in (10, 100_000):
             array = pool.apply(double, (np.arange(size),))
             array += 1
@@ -446,6 +449,8 @@ def test_a_pool_that_ends_before_its_workers_have_begun_leaves_nothing(start_met
 
 
 def test_no_reference_to_arguments_or_results_is_kept() -> None:
+    import numpy as np
+
     with ipcbuf_mp.get_context("fork").Pool(1) as pool:
         array = np.zeros(100_000)
         dead = weakref.ref(array)

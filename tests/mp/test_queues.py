@@ -18,7 +18,6 @@ import typing
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pytest
 
 import ipcbuf
@@ -28,6 +27,8 @@ import ipcbuf_mp.queues
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+
+    import numpy as np  # in tests that use it: children import this module, and it takes longest
 
     Start = Callable[..., Any]
 
@@ -397,6 +398,8 @@ class QueueContract(Contract):
         drained(answers)
 
     def test_arrays_arrive_equal_and_writable(self, context: Any, start: Start) -> None:
+        import numpy as np
+
         requests, answers = self.make(context), self.make(context)
         array = np.arange(100_000.0).reshape(100, 1000)
         start(context, double_array, requests, answers)
@@ -492,6 +495,8 @@ class TestQueue(OurQueue):
         assert q.get(timeout=PATIENCE) == "next"
 
     def test_put_has_copied_when_it_returns(self, here: Any) -> None:
+        import numpy as np
+
         q = here.Queue()
         array = np.zeros(5000)
         items = [1, 2]
@@ -582,6 +587,8 @@ class TestQueue(OurQueue):
     @pytest.mark.parametrize("nbytes", [64 * 1024, 4 * 1024 * 1024])
     def test_a_received_array_survives_a_fork(self, start: Start, nbytes: int) -> None:
         """The child still reads the block that its parent has dropped."""
+        import numpy as np
+
         context = ipcbuf_mp.get_context("fork")
         q, answers, go = context.Queue(), context.Queue(), context.Event()
         source = np.random.default_rng(1).integers(0, 256, nbytes, np.uint8)
@@ -601,6 +608,8 @@ class TestQueue(OurQueue):
         assert [int(array[0]) for array in kept] == list(range(20))
 
     def test_a_received_array_is_not_copied(self, here: Any) -> None:
+        import numpy as np
+
         q = here.Queue()
         q.put(np.ones(100_000))
 
@@ -610,6 +619,8 @@ class TestQueue(OurQueue):
         assert got.base is not None
 
     def test_a_thousand_queues_leave_nothing(self, here: Any) -> None:
+        import numpy as np
+
         def use() -> None:
             q = here.Queue(5)
             q.put([1, {2}])
