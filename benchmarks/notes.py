@@ -23,6 +23,11 @@ NOTES = {
         "dask makes the lost call again unasked, whether or not that may be done twice; ours does"
         " with `retries=`. A `Pool` loses one call, too, but never says so: its result does not come."
     ),
+    ("memory", "a million small ints"): (
+        "faster-fifo keeps the pickle of a message, 5 bytes, and its length in one buffer, whose"
+        " size is given beforehand. Ours has a header that a reaper can read: 32 bytes with the"
+        " message."
+    ),
     ("memory", "100,000 times 5,000 bytes"): (
         "A message of 5,000 bytes lies in a block of the next larger size, 6,144 bytes."
     ),
@@ -34,7 +39,7 @@ NOTES = {
         "As above: each message may find a `get` that still spins."
     ),
     ("idle", "Executor, idle for 3 s"): (
-        "A worker looks once a second whether its parent lives, so that it ends with it."
+        "A worker that waits looks five times a second whether somebody died."
     ),
     ("startup", "import"): (
         "Ours are the standard library's modules, which it imports, and the compiled engine."

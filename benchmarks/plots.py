@@ -84,11 +84,12 @@ def sizes(axes: Any, rows: list[dict[str, Any]]) -> None:
             lines.setdefault((name, kind), []).append((n_bytes, n_bytes / found["µs"] * 1e-3))
     for (name, kind), points in lines.items():
         style = style_of(name)
-        style["label"] += f", {kind}"
+        if kind == "array":
+            del style["label"]  # as that of its bytes
         axes.plot(*zip(*points, strict=True), "o--" if kind == "array" else "o-", ms=3, **style)
     axes.set(xscale="log", yscale="log", xlabel="bytes of a message", ylabel="GB/s")
-    axes.set_title("Queue: throughput over size")
-    axes.legend(frameon=False)
+    axes.set_title("Queue: throughput over size (arrays dashed)")
+    axes.legend(frameon=False, loc="lower right")
 
 
 def round_trips(axes: Any, rows: list[dict[str, Any]]) -> None:
