@@ -521,12 +521,12 @@ class Pool(_stdlib.Pool):
         The standard library counts those that there are. That may be none, while one that was
         killed is being replaced.
         """
-        self._check_running()  # type: ignore[attr-defined]
+        self._check_running()  # type: ignore[attr-defined]  # private: typeshed lacks it
         if chunksize is None:
             if not hasattr(iterable, "__len__"):
                 iterable = list(iterable)
             chunksize = -(-len(iterable) // (4 * self._staff.size))
-        mapping = super()._map_async  # type: ignore[misc]
+        mapping = super()._map_async  # type: ignore[misc]  # as above
         return mapping(func, iterable, mapper, chunksize, *callbacks, **named_callbacks)
 
 

@@ -239,6 +239,7 @@ def test_a_map_works_while_the_only_worker_is_being_replaced() -> None:
 
     class WaitsForLeave(ipcbuf_mp.pool.Pool):
         @staticmethod
+        # Overridden as multiprocessing.pool has it, by that name; typeshed says otherwise.
         def Process(context: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: N802
             may_start.wait(PATIENCE)
             return context.Process(*args, **kwargs)
@@ -390,7 +391,7 @@ def test_workers_are_ended_if_another_one_cannot_be_started(pool_class: Any) -> 
             started[started.index("terminated")] = "joined"
 
     context = multiprocessing.get_context("fork")
-    context.Process = ThirdFails  # type: ignore[assignment,misc]
+    context.Process = ThirdFails  # type: ignore[assignment,misc]  # on purpose no Process
     try:
         with pytest.raises(OSError, match="no more"):
             pool_class(5, context=context)
