@@ -81,6 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Children import test modules by name. At the end: what is installed comes first.
     sys.path.append(str(ROOT))
     os.environ["PYTHONFAULTHANDLER"] = "1"  # spawned children show their stacks, too
+    os.environ["PYTHONUNBUFFERED"] = "1"  # and what they print is there however they end
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Started in the background by a shell. Children would inherit it, and tests press Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
