@@ -95,12 +95,16 @@ def worker(
             lease.done()
             util.debug("worker got sentinel -- exiting")
             break
-        if lease.redelivered:
-            results.put((number, None, None))
-            lease.done()
-            continue
-        busy_with[0] = number
-        _run(number, message, results, wrap_exception)
+        try:
+            if lease.redelivered:
+                results.put((number, None, None))
+                lease.done()
+                continue
+            busy_with[0] = number
+            _run(number, message, results, wrap_exception)
+        except BrokenPipeError:
+            util.debug("nobody receives the worker's results -- exiting")
+            break
         lease.done()
         busy_with[0] = 0
         del lease, message

@@ -499,6 +499,9 @@ def pid(_):
 if __name__ == "__main__":
     pool = ipcbuf_mp.get_context(sys.argv[1]).Pool(3)
     print(*set(pool.map(pid, range(50), chunksize=1)), flush=True)
+    results = pool.imap_unordered(pid, range(10**5))
+    for _ in range(100):  # so that there are results on their way
+        next(results)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -516,7 +519,7 @@ def test_workers_end_with_their_parent(start_method: str, tmp_path: Path) -> Non
         env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed fork server's owner leaves files
     )
 
-    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert (result.returncode, result.stderr) == (-signal.SIGKILL, "")
     for pid in map(int, result.stdout.split()):
         deadline = time.monotonic() + PATIENCE
         while is_running(pid) and time.monotonic() < deadline:
