@@ -93,7 +93,7 @@ from ._autopsy import manner_of_death, name_of, oom_kills
 from ._board import SINCE, TASK, Board
 from ._lifeline import Gate, Lifeline
 from ._pickling import ByValue, Late, dumps_main_by_value, first_numbers_of_unread
-from ._process import start_with_parcels, without_main
+from ._process import start_with_parcels, terminate, without_main
 from ._references import call_of, task_of
 from ._watcher import Watcher
 from ._worker import (
@@ -720,7 +720,7 @@ class Pool:
     def _end_workers(self) -> None:
         workers = self.everybody()
         for process in workers:
-            process.terminate()
+            terminate(process)
         deadline = time.monotonic() + _GRACE_SECONDS
         for process in workers:
             assert process.pid is not None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing.context
 import multiprocessing.process
 import os
+import signal
 import sys
 import threading
 from multiprocessing.process import BaseProcess
@@ -46,6 +47,22 @@ def start(process: BaseProcess) -> None:
             _start(process)
         finally:
             config["daemon"] = True
+
+
+def terminate(process: BaseProcess) -> None:
+    """End a process, as `BaseProcess.terminate`, also one that is stopped."""
+    process.terminate()
+    let_go_on(process)
+
+
+def let_go_on(process: BaseProcess) -> None:
+    """Let a process go on that may be stopped: it hears no SIGTERM, and may have a lock."""
+    pid = getattr(process, "pid", None)  # a class of the context's own may have none
+    if pid is not None and process.exitcode is None:
+        try:  # noqa: SIM105 - contextlib is slow to import
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass
 
 
 def _by_value(process: Any) -> Any:

@@ -32,6 +32,7 @@ import ipcbuf
 
 from ._futures import TaskFuture
 from ._pool import Pool, PoolOptions
+from ._process import let_go_on
 from ._references import task_of
 from ._worker import TaskInterrupted, WorkerOptions
 from .context import engine_works, get_context
@@ -414,6 +415,7 @@ class ProcessPoolExecutor(_Calls, _StandardExecutor):
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 getattr(process, operation)()
+                let_go_on(process)
 
     def __getattr__(self, name: str) -> Any:
         """Give what other projects read, as they find it in the standard library's executor."""

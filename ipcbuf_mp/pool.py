@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ipcbuf
 
 from ._pickling import Late
-from ._process import start_with_parcels
+from ._process import let_go_on, start_with_parcels, terminate
 from .connection import CAPACITY, End
 from .context import default_context
 from .queues import SimpleQueue
@@ -449,7 +449,7 @@ class Pool(_stdlib.Pool):
         except Exception:
             for process in self._pool:
                 if process.exitcode is None:
-                    process.terminate()
+                    terminate(process)
             for process in self._pool:
                 process.join()
             raise
@@ -593,6 +593,8 @@ def _terminate(
     task_handler._state = TERMINATE
     notifier.put(None)
     taskqueue.put(None)
+    for process in [*staff.workers]:
+        let_go_on(process)
     if task_handler is not this:
         tasks.drain_until_ended(task_handler)
     if not result_handler.is_alive() and len(cache) != 0:
@@ -604,7 +606,7 @@ def _terminate(
         worker_handler.join()
     for process in staff.workers:
         if process.exitcode is None:
-            process.terminate()
+            terminate(process)
     if result_handler is not this:
         while result_handler.is_alive():  # it may be reading, or have read its last
             with contextlib.suppress(ipcbuf.ChannelFull):

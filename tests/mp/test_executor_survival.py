@@ -370,15 +370,18 @@ def test_a_stopped_worker_that_is_killed_is_noticed(
         victim.result(LONG)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("end", ["terminate_workers", "kill_workers"])
 def test_workers_that_are_ended_are_not_replaced(
-    make: Callable[..., Executor], tmp_path: Path, end: str
+    make: Callable[..., Executor], tmp_path: Path, end: str, stopped: bool
 ) -> None:
     executor = make(2, on_worker_death="restart")
     patient = executor.with_options(retries=3)
     running = [patient.submit(hold, tmp_path / name, tmp_path / "release") for name in "ab"]
     waiting = [patient.submit(say_and_add, tmp_path, i) for i in range(5)]
     pids = {pid_of(tmp_path / name) for name in "ab"}
+    for pid in pids if stopped else ():
+        os.kill(pid, signal.SIGSTOP)
 
     getattr(executor, end)()
 

@@ -490,6 +490,26 @@ def test_a_pool_ends_after_what_it_sends_anew(monkeypatch: pytest.MonkeyPatch) -
     pool.join()
 
 
+def test_terminate_ends_workers_that_are_stopped(start_method: str) -> None:
+    pool = ipcbuf_mp.get_context(start_method).Pool(2)
+    results = pool.imap_unordered(square, range(10**5))
+    next(results)  # both are busy, and may be stopped with a lock in their hands
+    workers = list(pool._pool)
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGSTOP)
+    end = threading.Thread(target=pool.terminate, daemon=True)
+
+    end.start()
+    end.join(PATIENCE)
+
+    try:
+        assert not end.is_alive()
+        pool.join()
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
 ORPHANS = """
 import os, signal, sys, time
 import ipcbuf_mp
