@@ -779,16 +779,16 @@ def test_channels_are_reused(segment: ipcbuf.Segment) -> None:
 # --- signals --------------------------------------------------------------------------------------
 
 INTERRUPTED = f"""
-import os, queue, signal, sys, threading, time
+import os, pathlib, queue, signal, sys, threading, time
 sys.path.append({str(Path(__file__).parents[2])!r})
 import ipcbuf, ipcbuf_mp
 
 def tell():
     # Once the main thread sleeps in the kernel.
-    path = "/proc/self/stat"
+    stat = pathlib.Path("/proc/self/stat")
     quiet = 0
     while quiet < 20:
-        quiet = quiet + 1 if open(path).read().rpartition(") ")[2][0] == "S" else 0
+        quiet = quiet + 1 if stat.read_text().rpartition(") ")[2][0] == "S" else 0
         time.sleep(0.002)
     print("asleep", flush=True)
 
