@@ -116,11 +116,6 @@ class DaskExecutor(_Calls, _AnyExecutor):
             Exception: What pickling the call raises, among them `TypeError` for shared memory,
                 is the future's.
         """
-        return self._submit(fn, args, kwargs)
-
-    def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], /
-    ) -> Future[T]:
         with self._lock:
             self._refuse()
         future: Future[T] = _DaskFuture()

@@ -71,12 +71,7 @@ class _TaskOptions:
 
 
 class _Calls(_AnyExecutor):
-    """What can be done with calls, on the way that `_submit` is."""
-
-    def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], /
-    ) -> Future[T]:
-        raise NotImplementedError
+    """What can be done with calls, all by `submit`: whoever replaces that one sees each call."""
 
     def _reference(self) -> Callable[[], _Calls | None]:
         """Return what a `map` that goes on has of us: it does not keep the executor alive."""
@@ -118,7 +113,7 @@ class _Calls(_AnyExecutor):
         futures: deque[Future[Any]] = deque()
         try:
             for args in itertools.islice(calls, buffersize):
-                futures.append(self._submit(send, args, {}))
+                futures.append(self.submit(send, *args))
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -132,7 +127,7 @@ class _Calls(_AnyExecutor):
                 if (this := executor()) is not None:
                     try:
                         for args in itertools.islice(calls, 1):
-                            futures.append(this._submit(send, args, {}))
+                            futures.append(this.submit(send, *args))
                     except BaseException as error:  # raised when its turn comes
                         failed: Future[Any] = Future()
                         failed.set_exception(error)
@@ -150,7 +145,7 @@ class _Calls(_AnyExecutor):
         """
         from asyncio import wrap_future  # late: few need it, and it takes longer than all the rest
 
-        return await wrap_future(self._submit(fn, args, kwargs))
+        return await wrap_future(self.submit(fn, *args, **kwargs))
 
     async def amap(
         self,
@@ -165,7 +160,7 @@ class _Calls(_AnyExecutor):
         _check_sizes(chunksize, buffersize)
         calls = _chunks(zip(*iterables, strict=False), chunksize)
         futures = deque(
-            wrap_future(self._submit(_run_chunk, (fn, chunk), {}))
+            wrap_future(self.submit(_run_chunk, fn, chunk))
             for chunk in itertools.islice(calls, buffersize)
         )
         try:
@@ -173,7 +168,7 @@ class _Calls(_AnyExecutor):
                 results = await futures[0]
                 futures.popleft()
                 for chunk in itertools.islice(calls, 0 if buffersize is None else 1):
-                    futures.append(wrap_future(self._submit(_run_chunk, (fn, chunk), {})))
+                    futures.append(wrap_future(self.submit(_run_chunk, fn, chunk)))
                 for result in results:
                     yield result
         finally:
@@ -452,11 +447,6 @@ class _WithOptions(_Calls):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Send a call to a worker, as the executor's own `submit`."""
-        return self._executor._submit(fn, args, kwargs, self._options)
-
-    def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], /
-    ) -> Future[T]:
         return self._executor._submit(fn, args, kwargs, self._options)
 
     def _reference(self) -> Callable[[], _Calls | None]:

@@ -404,6 +404,24 @@ class ExecutorContract:
         with pytest.raises(ValueError, match="chunksize must be >= 1"):
             executor.map(add, [1], [2], chunksize=0)
 
+    @pytest.mark.parametrize("chunksize", [1, 2])
+    def test_map_uses_the_submit_that_there_is(
+        self, executor: ProcessPoolExecutor, chunksize: int
+    ) -> None:
+        # As tqdm.contrib.concurrent.process_map, which counts what is done.
+        futures = []
+        submit = executor.submit
+
+        def counting(*args: Any, **kwargs: Any) -> Future[Any]:
+            futures.append(submit(*args, **kwargs))
+            return futures[-1]
+
+        executor.submit = counting  # type: ignore[method-assign]
+
+        assert list(executor.map(add, range(4), range(4), chunksize=chunksize)) == [0, 2, 4, 6]
+        assert len(futures) == 4 // chunksize
+        del executor.submit  # it refers to the executor
+
     def test_map_keeps_no_reference_to_what_it_gave(self, executor: ProcessPoolExecutor) -> None:
         for thing in executor.map(build, [Plain] * 3):
             reference = weakref.ref(thing)
