@@ -8,13 +8,14 @@ import fcntl
 import os
 import select
 import signal
+import threading
 from multiprocessing import reduction
 
 TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Gate", "Lifeline"]
+__all__ = ["Gate", "Lifeline", "lifeline_of_a_worker"]
 
 
 class Lifeline:
@@ -66,6 +67,34 @@ class Lifeline:
 
 def _rebuild_lifeline(fd: Any) -> Lifeline:
     return Lifeline(fd.detach())
+
+
+_ours: Lifeline | None = None  # from this process to its workers
+_this_thread = threading.local()
+
+
+class lifeline_of_a_worker:  # noqa: N801  # a function to its users
+    """Give this process's lifeline for a worker that is started in here, by this thread."""
+
+    def __enter__(self) -> Lifeline:
+        global _ours
+        if _ours is None:
+            _ours = Lifeline(*os.pipe())
+        _this_thread.starts_a_worker = True
+        return _ours
+
+    def __exit__(self, *_: object) -> None:
+        _this_thread.starts_a_worker = False
+
+
+def _after_fork_in_child() -> None:
+    global _ours
+    if _ours is not None:
+        _ours.disown(keep_reading=getattr(_this_thread, "starts_a_worker", False))
+        _ours = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Gate:

@@ -91,7 +91,7 @@ import ipcbuf
 from . import _worker
 from ._autopsy import manner_of_death, name_of, oom_kills
 from ._board import SINCE, TASK, Board
-from ._lifeline import Gate, Lifeline
+from ._lifeline import Gate, lifeline_of_a_worker
 from ._pickling import ByValue, Late, dumps_main_by_value, first_numbers_of_unread
 from ._process import start_with_parcels, terminate, without_main
 from ._references import call_of, task_of
@@ -129,7 +129,6 @@ _LOOK_AHEAD = 64  # pending calls whose modules a new worker imports
 _exiting = False
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()  # those with workers
 _exit_pid = 0  # the process that _finish_before_children() was called in
-_lifeline: Lifeline | None = None  # from this process to its workers
 
 
 def _python_exit() -> None:
@@ -160,22 +159,11 @@ def _finish_before_children() -> None:
             util.Finalize(None, _python_exit, exitpriority=100)
 
 
-def _our_lifeline() -> Lifeline:
-    global _lifeline
-    if _lifeline is None:
-        _lifeline = Lifeline(*os.pipe())
-    return _lifeline
-
-
 def _after_fork_in_child() -> None:
-    global _lifeline
     pools = list(_pools)
     _pools.clear()
     for pool in pools:
         pool.disown()
-    if _lifeline is not None:
-        _lifeline.disown(keep_reading=any(pool.is_starting for pool in pools))
-        _lifeline = None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -387,24 +375,25 @@ class Pool:
         self._board.clear(slot)
         modules = () if self._forks else self._modules()
         gate = None if leaving is None else Gate()
-        ends = (self._task_receiver, self._result_sender, _our_lifeline(), self._board, slot)
         hears_ctrl_c = signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         options: Any = self._worker_options
         lacks_main = not (self._forks or self.options.import_main)
         if lacks_main and options.initializer is not None:
             options = ByValue(options)
-        # The environment is unpickled first: later ones may import what reads it.
-        process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
-            target=_worker.serve,
-            args=(self._environment, *ends, options, hears_ctrl_c, modules, gate),
-        )
         self.is_starting = True
         try:
             with (
-                _worker.sigint_blocked(process, self.context.get_start_method()),
+                lifeline_of_a_worker() as lifeline,
                 without_main() if lacks_main else contextlib.nullcontext(),
             ):
-                start_with_parcels(process)
+                ends = (self._task_receiver, self._result_sender, lifeline, self._board, slot)
+                # The environment is unpickled first: later ones may import what reads it.
+                process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
+                    target=_worker.serve,
+                    args=(self._environment, *ends, options, hears_ctrl_c, modules, gate),
+                )
+                with _worker.sigint_blocked(process, self.context.get_start_method()):
+                    start_with_parcels(process)
         except BaseException:
             if gate is not None:
                 gate.close()

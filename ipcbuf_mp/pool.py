@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ipcbuf
 
+from ._lifeline import Lifeline, lifeline_of_a_worker
 from ._pickling import Late
 from ._process import let_go_on, start_with_parcels, terminate
 from .connection import CAPACITY, End
@@ -69,6 +70,7 @@ _PAUSE = 0.1  # seconds after a worker could not be started
 def worker(
     tasks: _TaskChannel,
     results: Any,
+    lifeline: Lifeline,
     board: _Board,
     slot: int,
     initializer: Callable[..., object] | None = None,
@@ -76,7 +78,8 @@ def worker(
     maxtasks: int | None = None,
     wrap_exception: bool = False,
 ) -> None:
-    """Work off tasks until told to end, or until the parent is gone."""
+    """Work off tasks until told to end. It is killed when the parent is gone."""
+    lifeline.hang_on()
     tasks.sender.close()
     results._reader.close()
     if initializer is not None:
@@ -550,11 +553,12 @@ class _Starter:
         self._options = options
 
     def __call__(self, board: _Board, slot: int) -> BaseProcess:
-        arguments = (*self._queues, board, slot, *self._options)
-        process = self._make(self._context, target=worker, args=arguments)
-        process.name = process.name.replace("Process", "PoolWorker")
-        process.daemon = True
-        start_with_parcels(process)
+        with lifeline_of_a_worker() as lifeline:
+            arguments = (*self._queues, lifeline, board, slot, *self._options)
+            process = self._make(self._context, target=worker, args=arguments)
+            process.name = process.name.replace("Process", "PoolWorker")
+            process.daemon = True
+            start_with_parcels(process)
         return process
 
 

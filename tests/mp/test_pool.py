@@ -519,17 +519,22 @@ def pid(_):
 if __name__ == "__main__":
     pool = ipcbuf_mp.get_context(sys.argv[1]).Pool(3)
     print(*set(pool.map(pid, range(50), chunksize=1)), flush=True)
-    results = pool.imap_unordered(pid, range(10**5))
-    for _ in range(100):  # so that there are results on their way
-        next(results)
+    if sys.argv[2] == "in long tasks":
+        pool.map_async(time.sleep, [1000] * 3, chunksize=1)
+        time.sleep(0.1)
+    else:
+        results = pool.imap_unordered(pid, range(10**5))
+        for _ in range(100):  # so that there are results on their way
+            next(results)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_with_their_parent(start_method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["in long tasks", "with results on their way"])
+def test_workers_end_with_their_parent(start_method: str, workers: str, tmp_path: Path) -> None:
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)
-    command = [sys.executable, str(script), start_method]
+    command = [sys.executable, str(script), start_method, workers]
     result = subprocess.run(
         command,
         timeout=PATIENCE,
