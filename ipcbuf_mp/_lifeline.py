@@ -70,6 +70,7 @@ def _rebuild_lifeline(fd: Any) -> Lifeline:
 
 
 _ours: Lifeline | None = None  # from this process to its workers
+_making = threading.Lock()
 _this_thread = threading.local()
 
 
@@ -78,8 +79,9 @@ class lifeline_of_a_worker:  # noqa: N801  # a function to its users
 
     def __enter__(self) -> Lifeline:
         global _ours
-        if _ours is None:
-            _ours = Lifeline(*os.pipe())
+        with _making:
+            if _ours is None:
+                _ours = Lifeline(*os.pipe())
         _this_thread.starts_a_worker = True
         return _ours
 
@@ -89,6 +91,7 @@ class lifeline_of_a_worker:  # noqa: N801  # a function to its users
 
 def _after_fork_in_child() -> None:
     global _ours
+    _making._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library's own locks
     if _ours is not None:
         _ours.disown(keep_reading=getattr(_this_thread, "starts_a_worker", False))
         _ours = None
