@@ -388,6 +388,7 @@ class Pool:
             ):
                 ends = (self._task_receiver, self._result_sender, lifeline, self._board, slot)
                 # The environment is unpickled first: later ones may import what reads it.
+                # The class is that of each context; typeshed's BaseContext lacks it.
                 process: BaseProcess = self.context.Process(  # type: ignore[attr-defined]
                     target=_worker.serve,
                     args=(self._environment, *ends, options, hears_ctrl_c, modules, gate),

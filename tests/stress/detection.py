@@ -6,12 +6,12 @@
 Kinds of waits: a native receive younger than a second, an older one, `ipcbuf.wait` at many ends,
 `arecv` in an event loop, a pipe of the drop-in, and a lock whose holder was killed inside it.
 Each round kills one process with SIGKILL and takes the time from just before the kill until the
-call has returned. Exits with 1 if a 99th percentile is beyond its bound; three times the bound
-counts on a machine that is busy: with more running processes than processors, or whose kernel takes
-more than half of a pipe's bound to hang up a bare socket pair. Beside the kills of the pipe, as many
-processes that hold one are killed and timed, eight of these and eight of those in turn. (A killed
-process is not gone at once: it has to be scheduled and to give back its memory before its files.)
-Not a benchmark.
+call has returned. Exits with 1 if a 99th percentile is beyond its bound; on a machine with more
+running processes than processors three times the bound counts. Not a benchmark.
+
+What the kernel itself takes to hang up is shown beside the pipe: as many processes that hold a bare
+socket pair are killed and timed, eight of these and eight of those in turn. (A killed process is not
+gone at once: it has to be scheduled and gives back its memory before its files.)
 """
 
 from __future__ import annotations
@@ -209,7 +209,6 @@ def main() -> int:
             [times[int(len(times) * part)] for part in (0.5, 0.99)] for times in (taken, *control)
         )
         loaded = max(before, os.getloadavg()[0]) > (os.cpu_count() or 1)
-        loaded = loaded or any(kernel > bound / 2 for _, kernel in bare)
         limit = bound * (3 if loaded else 1)
         failed = failed or p99 > limit
         figures = "".join(f"{1000 * value:7.2f}" for value in (p50, p99, taken[-1], limit))
@@ -220,10 +219,9 @@ def main() -> int:
             "max_ms": round(1000 * taken[-1], 2),
             "bound_ms": round(1000 * limit, 2),
         }
-        for _, kernel in bare:
-            shown[name]["bare_socket_p99_ms"] = round(1000 * kernel, 2)
         print(f"{name:24}{figures}{'  under load' if loaded else ''}{'  MISSED' * (p99 > limit)}")
         for middle, kernel in bare:
+            shown[name]["bare_socket_p99_ms"] = round(1000 * kernel, 2)
             print(f"{'  a bare socket pair':24}{1000 * middle:7.2f}{1000 * kernel:7.2f}")
     segment.reap()
     problems = segment.fsck()
