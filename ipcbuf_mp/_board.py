@@ -7,6 +7,7 @@ traceback.
     row:  TASK       the task it is busy with, 0 if none    written by the worker
           SINCE      when it began, monotonic ns            written by the worker, before TASK
           INTERRUPT  the task that is to be interrupted     written by the parent
+          HEARD      the task that was interrupted          written by the worker
 
 Rules
   The worker writes TASK before anything of the task runs, and 0 after its result is sent: so
@@ -25,12 +26,13 @@ TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["INTERRUPT", "SINCE", "TASK", "Board"]
+__all__ = ["HEARD", "INTERRUPT", "SINCE", "TASK", "Board"]
 
 TASK = 0
 SINCE = 1
 INTERRUPT = 2
-_WORDS = 4  # in a row; the last is spare
+HEARD = 3
+_WORDS = 4  # in a row
 _TRACEBACK_BYTES = 8192
 
 
@@ -62,7 +64,7 @@ class Board:
     def clear(self, slot: int) -> None:
         """Make the row a new worker's."""
         row = self.row(slot)
-        for word in (TASK, SINCE, INTERRUPT):
+        for word in (TASK, SINCE, INTERRUPT, HEARD):
             row[word] = 0
         os.pwrite(self._fd, bytes(_TRACEBACK_BYTES), self._traceback_at(slot))
 

@@ -6,7 +6,8 @@ that worker had sent.
 
 Ending one task
   soft   The task's number is written on the board as the one to be interrupted, and its worker
-         gets a signal, whose handler raises `TaskInterrupted` in the task.
+         gets a signal, whose handler raises `TaskInterrupted` in the task. It gets the signal
+         again, after twice the time each, until the board says that the handler has run.
   hard   If the task still runs after the grace, its worker is stopped; if the board still names
          the task then, the worker is killed, else it goes on. So nobody else's task is hit.
 """
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipcbuf
 
-from ._board import INTERRUPT, SINCE, TASK
+from ._board import HEARD, INTERRUPT, SINCE, TASK
 from ._worker import DIED, INTERRUPT_SIGNAL
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = ["Watcher"]
 _RETRY_SECONDS = 0.05  # the patience with a full heap
 _STOP_SECONDS = 1.0  # for a process to stop; one that waits for a disk may take longer
 _LOOK_AGAIN_SECONDS = 0.002  # for a task that a worker is just taking
+_REPEAT_SECONDS = 0.01  # to the second signal of an interruption
 
 
 @dataclass
@@ -50,7 +52,10 @@ class _Timed:
     due: float
     """When to look at it, monotonic."""
     is_pending: Callable[[], bool]
-    interrupted: bool = False
+    last: float = 0.0
+    """When to kill its worker, monotonic; 0: it was not interrupted."""
+    repeat: float = _REPEAT_SECONDS
+    """Seconds from the last signal to the next."""
 
 
 class Watcher(threading.Thread):
@@ -175,17 +180,23 @@ class Watcher(threading.Thread):
         if pid is None:
             return _LOOK_AGAIN_SECONDS  # it died, which the collector will hear of
         row = self._board.row(slot)
-        if not timed.interrupted:
+        if not timed.last:
             left = row[SINCE] / 1e9 + timed.seconds - now
             if left > 0:
                 return left
-            timed.interrupted = True
+            timed.last = now + self._grace
             self.doomed.add(task_id)
             row[INTERRUPT] = task_id
             self._signal(pid, INTERRUPT_SIGNAL)
-            return self._grace
-        self._put_down(pid, row, task_id)
-        return _LOOK_AGAIN_SECONDS
+        elif now >= timed.last:
+            self._put_down(pid, row, task_id)
+            return _LOOK_AGAIN_SECONDS
+        elif row[HEARD] == task_id:
+            return timed.last - now
+        else:
+            timed.repeat *= 2
+            self._signal(pid, INTERRUPT_SIGNAL)
+        return min(timed.repeat, timed.last - now)
 
     def _put_down(self, pid: int, row: memoryview, task_id: int) -> None:
         self._signal(pid, signal.SIGSTOP)

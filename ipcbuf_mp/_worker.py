@@ -10,7 +10,8 @@ Signals
   lose a task that it has just taken. What happens to the tasks still waiting is for the parent to
   say.
   INTERRUPT is sent by the parent to end one task; its number is on the board, so that a signal
-  that comes too late hits nobody.
+  that comes too late hits nobody. One that comes right before a system call is not heard until
+  that returns, so the parent repeats it until the board says that it was.
 
 Imports
   Few: a worker that is not forked waits for them before its first task. What only failures need
@@ -28,7 +29,7 @@ import time
 import ipcbuf
 
 from . import _pickling as _pickling  # how objects cross: sets the codec
-from ._board import INTERRUPT, SINCE, TASK, Board
+from ._board import HEARD, INTERRUPT, SINCE, TASK, Board
 from ._references import call_of
 
 TYPE_CHECKING = False  # importing typing takes time
@@ -245,7 +246,8 @@ def _run(task: ipcbuf.Task, results: ipcbuf.Sender, row: memoryview, survives: b
     try:
         try:
             _in_task = True
-            if row[INTERRUPT] == task_id:  # while it was being loaded
+            if row[INTERRUPT] == task_id != row[HEARD]:  # while it was being loaded
+                row[HEARD] = task_id
                 raise TaskInterrupted
             value = fn(*args, **kwargs)
         finally:
@@ -288,7 +290,11 @@ def _on_ctrl_c(signum: int, frame: object) -> None:
 
 
 def _on_interrupt(signum: int, frame: object) -> None:
-    if _in_task and _row is not None and _row[INTERRUPT] == _row[TASK] != 0:
+    if not _in_task or _row is None:
+        return
+    task_id = _row[TASK]
+    if _row[INTERRUPT] == task_id != _row[HEARD]:
+        _row[HEARD] = task_id
         raise TaskInterrupted("the task was cancelled, or its time is up")
 
 

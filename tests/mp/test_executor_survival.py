@@ -30,6 +30,7 @@ import pytest
 import ipcbuf
 import ipcbuf_mp
 from ipcbuf_mp import _autopsy
+from ipcbuf_mp._worker import INTERRUPT_SIGNAL
 from ipcbuf_mp.executor import Executor, TaskInterrupted
 
 if TYPE_CHECKING:
@@ -116,6 +117,15 @@ def sleep_saying_so(started: Path, cleaned: Path) -> None:
     except TaskInterrupted:
         cleaned.touch()
         raise
+
+
+def sleep_behind_the_signal(started: Path, cleaned: Path) -> None:
+    """Miss the first signal, as who goes to sleep at the moment when it comes."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {INTERRUPT_SIGNAL})
+    started.touch()
+    signal.sigwait({INTERRUPT_SIGNAL})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {INTERRUPT_SIGNAL})
+    sleep_saying_so(started, cleaned)
 
 
 def sleep_whatever_comes(started: Path) -> None:
@@ -562,6 +572,19 @@ def test_a_running_task_is_cancelled(
         future.result(LONG)
     assert executor.submit(add, 1, 1).result(LONG) == 2
     assert (tmp_path / "cleaned").exists() is not stubborn
+
+
+def test_an_interruption_that_was_missed_is_repeated(
+    make: Callable[..., Executor], tmp_path: Path
+) -> None:
+    executor = make(1, grace=LONG).with_options(cancel_running=True)
+    future = executor.submit(sleep_behind_the_signal, tmp_path / "started", tmp_path / "cleaned")
+    wait_until((tmp_path / "started").exists)
+
+    assert future.cancel()
+
+    assert executor.submit(add, 1, 1).result(LONG) == 2
+    assert (tmp_path / "cleaned").exists()
 
 
 def test_asyncio_cancels_a_running_task(make: Callable[..., Executor], tmp_path: Path) -> None:
