@@ -64,6 +64,8 @@ Burial, where the death of a worker does not break the pool:
   is lost. "Before now" is a message that the collector sends to itself.
 - Of the lost, the one that the board names had begun, and is retried or fails. Any other had
   been taken and not begun: it is sent again.
+- Others may be dead, and reaped, of whom the collector has not heard. What the board says they
+  had begun is left to their own burials.
 """
 
 from __future__ import annotations
@@ -300,9 +302,12 @@ class Pool:
     def look_for(self, task_id: int) -> None:
         """Judge a task that was being sent while a worker was buried."""
         future = self.pending.get(task_id)
-        if future is not None and not self.segment.has_task(future._offset, task_id):
+        if future is None:
+            return
+        attempt = future._attempt  # first: the collector may send it again at any moment
+        if not self.segment.has_task(future._offset, task_id):
             with contextlib.suppress(ipcbuf.ClosedError):
-                self._result_sender.send_object((0, JUDGED, [(task_id, future._attempt)]))
+                self._result_sender.send_object((0, JUDGED, [(task_id, attempt)]))
 
     def is_running(self, task_id: int) -> bool:
         if self.collector is None:
@@ -640,10 +645,11 @@ class Pool:
 
     def _judge(self, gone: list[tuple[int, int]]) -> None:
         """Retry or fail what is lost: all results sent before the judgement have been read."""
+        with self.lock:
+            begun = {self._board.row(slot)[TASK] for slot in self._slots.values()}
         for task_id, attempt in gone:
             future = self.pending.get(task_id)
-            if future is None or future._attempt != attempt:
-                self._ran.pop(task_id, None)
+            if future is None or future._attempt != attempt or task_id in begun:
                 continue
             death = self._ran.pop(task_id, None)
             if future.done() or task_id in self._watcher.doomed:
