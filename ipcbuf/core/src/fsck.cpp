@@ -96,9 +96,9 @@ class Walk {
       problem("the directory is locked");
       return;
     }
-    const std::uint32_t high = A::load_acquire(s_.header().channels_high);
+    const std::uint32_t high = s_.channels_high();
     std::map<std::string, std::uint32_t> keys;
-    for (std::uint32_t i = 0; i < high && i < s_.constants().max_channels; ++i) {
+    for (std::uint32_t i = 0; i < high; ++i) {
       ChannelRow& row = s_.channel(i);
       if (ChannelWord::unpack(A::load_acquire(row.state)).state != ChannelState::kActive) continue;
       const std::uint32_t marks = A::load_acquire(row.marks);
@@ -377,7 +377,7 @@ class Walk {
     ++census_.tickets;
     if (!exact_) return;
     const auto id = static_cast<std::uint32_t>(A::load_acquire(s_.block(at).ticket));
-    if (index_of(id) >= A::load_acquire(s_.header().entries_high)) {
+    if (index_of(id) >= s_.entries_high()) {
       problem("ticket %llu: no such entry", at);
       return;
     }

@@ -24,7 +24,7 @@ Hold cell_of(std::uint64_t ticket) noexcept {
 bool entry_of(Segment& s, std::uint64_t ticket, std::uint32_t& index, EntryWord& word) noexcept {
   const auto id = static_cast<std::uint32_t>(A::load_relaxed(s.block(ticket).ticket));
   index = index_of(id);
-  if (index >= A::load_acquire(s.header().entries_high) || index >= s.constants().max_entries) {
+  if (index >= s.entries_high()) {
     (void)s.poison(__LINE__);
     return false;
   }
