@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "fixture.hpp"
 #include "ipcbuf/channel.hpp"

@@ -17,6 +17,7 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 
+#include <initializer_list>
 #include <thread>
 
 #include "check.hpp"

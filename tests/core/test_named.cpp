@@ -78,7 +78,7 @@ struct Holder {
 template <class Prepare, class Operation, class Verify>
 int kill_at_each_step(Prepare&& prepare, Operation&& operation, Verify&& verify) {
   for (int step = 1;; ++step) {
-    auto before = prepare();
+    [[maybe_unused]] const auto before = prepare();
     const pid_t pid = check::in_child([&] {
       ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
       ::raise(SIGSTOP);

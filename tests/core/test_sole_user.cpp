@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The ipcbuf authors
 // SPDX-License-Identifier: Apache-2.0
 #include <atomic>
+#include <initializer_list>
 #include <thread>
 #include <vector>
 

@@ -6,6 +6,7 @@
 #include "ipcbuf/channel.hpp"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "ipcbuf/block.hpp"
 #include "ipcbuf/directory.hpp"

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <initializer_list>
 
 #include "ipcbuf/diagnosis.hpp"
 #include "ipcbuf/hold_list.hpp"

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ipcbuf/reaper.hpp"
 
+#include <initializer_list>
 #include <vector>
 
 #include "ipcbuf/block.hpp"

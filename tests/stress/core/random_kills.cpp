@@ -29,6 +29,7 @@
 #include <cinttypes>
 #include <csignal>
 #include <ctime>
+#include <initializer_list>
 #include <string>
 
 #include "ipcbuf/slots.hpp"
