@@ -129,8 +129,8 @@ def raw_clone() -> int:
 def raw_clones_beside_threads(segment: ipcbuf.Segment, clones: int) -> tuple[int, int]:
     """How many children worked, and how many were refused; nobody is stuck.
 
-    Python's own locks are the business of whoever makes such a child: a thread that asks for the
-    GIL would stop it, so nobody asks, and its state is set right at once.
+    Python's own locks are the business of whoever makes such a child: they are got ready before it
+    and set right behind it, and as a thread that asks for the GIL would stop it, nobody asks.
     """
     answers = segment.channel(shared=True)
     parent = segment.token
@@ -140,6 +140,7 @@ def raw_clones_beside_threads(segment: ipcbuf.Segment, clones: int) -> tuple[int
     try:
         with busy_threads(segment) as errors:
             for number in range(clones):
+                ctypes.pythonapi.PyOS_BeforeFork()
                 pid = raw_clone()
                 if pid == 0:
                     ctypes.pythonapi.PyOS_AfterFork_Child()
@@ -155,6 +156,7 @@ def raw_clones_beside_threads(segment: ipcbuf.Segment, clones: int) -> tuple[int
                         code = REFUSED if "raw clone" in str(refusal) else 1
                     finally:
                         os._exit(code)
+                ctypes.pythonapi.PyOS_AfterFork_Parent()
                 code = end_of(pid)
                 assert code in (0, REFUSED)
                 if code == 0:
