@@ -67,7 +67,9 @@ def run(program: Callable[[], None]) -> None:
     install()
     module = ModuleType("__main__")
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module  # the children's name for it
-    vars(module).update(__annotations__={}, __builtins__=builtins)
+    vars(module).update(__builtins__=builtins)
+    if sys.version_info < (3, 14):
+        vars(module).update(__annotations__={})
     try:
         program()
     except SystemExit:
@@ -100,7 +102,8 @@ def run_path(path: str) -> None:
 
     kind = SourceFileLoader if compiled is None else SourcelessFileLoader
     code = compiled or compile(source, path, "exec", dont_inherit=True)
-    execute(code, __file__=path, __cached__=None, __loader__=kind("__main__", path))
+    cached = {"__cached__": None} if sys.version_info < (3, 15) else {}
+    execute(code, __file__=path, __loader__=kind("__main__", path), **cached)
 
 
 def run_string(source: str) -> None:

@@ -85,7 +85,8 @@ def channels() -> Iterator[list[Callable[[Any], Any]]]:
 
 
 def by_stdlib(obj: Any) -> Any:
-    return pickle.loads(ForkingPickler.dumps(obj))
+    # The default protocol before Python 3.14: by 5 a read-only array comes out read-only.
+    return pickle.loads(ForkingPickler.dumps(obj, 4))
 
 
 def same(a: Any, b: Any, seen: dict[int, int] | None = None) -> bool:
