@@ -14,14 +14,14 @@ import atexit
 import ctypes
 import multiprocessing.util
 import os
-import pickle
 import secrets
-import struct
 import time
 from pathlib import Path
 from typing import Any
 
 import iceoryx2
+
+from . import _parts
 
 NAME = "iceoryx2"
 IMPORTS = "import iceoryx2"
@@ -98,22 +98,16 @@ class _Queue:
 
     def put(self, message: object) -> None:
         publisher, notifier = self._sender()
-        buffers: list[pickle.PickleBuffer] = []
-        head = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-        parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
-        index = struct.pack(f"<{len(parts) + 1}Q", len(parts), *(part.nbytes for part in parts))
-        while not self._send(publisher, index, parts):
+        parts = _parts.parts_of(message)
+        while not self._send(publisher, parts):
             time.sleep(0)  # the buffer is full
         notifier.notify()
 
-    def _send(self, publisher: Any, index: bytes, parts: list[memoryview]) -> int:
+    def _send(self, publisher: Any, parts: list[memoryview]) -> int:
         """Return how many subscribers have got it."""
-        sample = publisher.loan_slice_uninit(len(index) + sum(part.nbytes for part in parts))
+        sample = publisher.loan_slice_uninit(_parts.size_of(parts))
         memory = sample.payload().as_memory_view().cast("B")
-        at = 0
-        for part in (memoryview(index), *parts):
-            memory[at : at + part.nbytes] = part
-            at += part.nbytes
+        _parts.write(parts, memory)
         del memory
         return sample.assume_init().send()  # type: ignore[no-any-return]
 
@@ -122,15 +116,8 @@ class _Queue:
         while (sample := subscriber.receive()) is None:
             listener.blocking_wait()
         memory = sample.payload().as_memory_view().cast("B")
-        (count,) = struct.unpack_from("<Q", memory)
-        sizes = struct.unpack_from(f"<{count}Q", memory, 8)
-        at = 8 * (count + 1)
-        parts = []
-        for size in sizes:
-            parts.append(memory[at : at + size])
-            at += size
-        message = pickle.loads(parts[0], buffers=[bytearray(part) for part in parts[1:]])
-        del memory, parts
+        message = _parts.read(memory)
+        del memory
         sample.delete()
         return message
 
