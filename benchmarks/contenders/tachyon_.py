@@ -75,5 +75,5 @@ class _Queue:
         """Return at once: there is no thread."""
 
 
-def queue(maxsize: int = 0) -> Any:  # noqa: ARG001  # the ring is what bounds it
+def queue(maxsize: int = 0) -> Any:  # the ring is what bounds it
     return _Queue()
