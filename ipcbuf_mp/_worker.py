@@ -246,9 +246,8 @@ def _run(task: ipcbuf.Task, results: ipcbuf.Sender, row: memoryview, survives: b
     try:
         try:
             _in_task = True
-            if row[INTERRUPT] == task_id != row[HEARD]:  # while it was being loaded
-                row[HEARD] = task_id
-                raise TaskInterrupted
+            if row[INTERRUPT] == task_id:  # while it was being loaded
+                _on_interrupt(0, None)
             value = fn(*args, **kwargs)
         finally:
             _in_task = False
