@@ -303,8 +303,7 @@ TEST(who_is_killed_while_it_shuts_down_has_done_it_or_not) {
     });
     char c = 0;
     CHECK_EQ(1L, ::read(begins[0], &c, 1));
-    for (volatile int i = 0; i < round * 10; i = i + 1) {
-    }
+    for (int i = 0; i < round; ++i) platform::cpu_pause();
     (void)check::kill_and_wait(pid);
     ::close(begins[0]), ::close(begins[1]);
 

@@ -141,6 +141,29 @@ TEST(create_fill_and_close_a_channel) {
     });
 }
 
+TEST(shut_down_is_done_or_not) {
+  for (long n = 0;; ++n) {
+    Stage stage;
+    CHECK(send(stage, stage.shared, 1, 0, 0));
+    const pid_t pid = check::in_child([&] {
+      CrashAtomics::crash_at = CrashAtomics::stores + n;
+      (void)stage.shared.tx.shut_down(platform::kForever);
+      CrashAtomics::crash_at = -1;
+    });
+    const int end = check::end_of(pid);
+    CHECK(end == 137 || end == 0);
+    std::uint64_t number = 0;
+    CHECK(receive(stage, stage.shared, number));
+    const bool goes_on = send(stage, stage.shared, 2, 0, 0);
+    CHECK_EQ(goes_on ? Status::kOk : Status::kEnded, receive_number(stage.shared.rx, number, 0));
+    (void)reap_all(*stage.s);
+    (void)sound(*stage.s);
+    if (check::failures != 0) std::fprintf(stderr, "it ended in front of store %ld\n", n);
+    if (end == 0) CHECK(!goes_on);
+    if (end == 0 || check::failures != 0) break;
+  }
+}
+
 TEST(fork_with_a_view) {
   at_every_store(nothing, [](Stage& stage) {
     LiveView view;

@@ -145,6 +145,11 @@ bool Endpoint::is_gone(const Atomic<std::uint32_t>& end_state) noexcept {
   return state == EndState::kClosed || state == EndState::kDead;
 }
 
+/// C5 acquire. Nobody who leaves closes the end under us: we hold it.
+bool Endpoint::is_shut_down() noexcept {
+  return end_ == End::kReceiver && shared_ && is_gone(my_state());
+}
+
 void Endpoint::leave() noexcept {
   if (shared_) {
     mine().lock.release();
@@ -261,6 +266,7 @@ void Endpoint::glance_at_hangup() noexcept {
 
 Status Endpoint::peer_gone(bool prove) noexcept {
   const auto verdict = [this] {
+    if (is_shut_down()) return Status::kEnded;
     switch (static_cast<EndState>(A::load_acquire(other_state()))) {  // C4 acquire
       case EndState::kOpen:
       case EndState::kAwaited:
@@ -578,10 +584,12 @@ Status SenderEnd::send_slice(const Outgoing& m, std::int64_t until_ns, Failure& 
 
 Status SenderEnd::shut_down(std::int64_t lock_until) noexcept {
   if (const Status status = enter(lock_until); status != Status::kOk) return status;
-  // Nobody is in the middle of a message, and who comes behind us finds the receiver closed.
+  // Nobody is in the middle of a message, and who comes behind us finds the receiver closed, so
+  // the first of the two is the commit.
   for (auto* state : {&row_.receiver_state(), &row_.sender_state()}) {
     auto open = static_cast<std::uint32_t>(EndState::kOpen);
-    (void)A::compare_exchange(*state, open, static_cast<std::uint32_t>(EndState::kClosed));  // C4
+    (void)A::compare_exchange(*state, open,
+                              static_cast<std::uint32_t>(EndState::kClosed));  // C5, C4
   }
   ring_bell_entered();
   leave();
@@ -593,8 +601,10 @@ Status SenderEnd::shut_down(std::int64_t lock_until) noexcept {
 
 bool ReceiverEnd::has_data() noexcept {
   return A::load_acquire(row_.sender.items) != A::load_acquire(row_.receiver.items) ||
-         (leased_ && A::load_acquire(row_.returned) != 0) || is_gone(row_.sender_state());
+         (leased_ && A::load_acquire(row_.returned) != 0) || is_over();
 }
+
+bool ReceiverEnd::is_over() noexcept { return is_gone(row_.sender_state()) || is_shut_down(); }
 
 bool ReceiverEnd::may_receive() noexcept {
   if (!has_data()) return false;
@@ -622,8 +632,8 @@ void ReceiverEnd::drain_if_empty(std::uint32_t flags) noexcept {
   // relaxed: a hint; the lock below carries the truth
   const std::uint32_t word = A::load_relaxed(row_.data.word);
   if ((word & flags) == 0 || (word & kBellToken) == 0 || !is_empty()) return;
-  if (is_gone(row_.sender_state())) return;  // the end stays to be seen
-  if (!lock_senders()) return;               // the byte stays, the descriptor reads ready too long
+  if (is_over()) return;        // the end stays to be seen
+  if (!lock_senders()) return;  // the byte stays, the descriptor reads ready too long
   if (is_empty()) {
     Doorbell<>(row_.data, s_.asymmetric()).clear_token();
     platform::drain_token(bell_fd_, bell_kind_ == BellKind::kEventfd);
@@ -927,7 +937,7 @@ Status ReceiverEnd::arm() noexcept {
   Doorbell<> bell(row_.data, s_.asymmetric());
   bell.arm();
   const bool token = (bell.look() & kBellToken) != 0;
-  const bool quiet = is_empty() && !is_gone(row_.sender_state());
+  const bool quiet = is_empty() && !is_over();
   if (quiet && token) {
     bell.clear_token();
     platform::drain_token(bell_fd_, bell_kind_ == BellKind::kEventfd);

@@ -26,6 +26,7 @@
 //   C1  next           link -> move_on          carries the new ring's header
 //   C3  EndRow::items  publish -> wait_data     carries "something is there" (with D1)
 //   C4  end_state      close, reap -> peer_gone carries "nothing more will be published"
+//   C5  end_state      shut_down, of the receiver -> is_shut_down, by a receiver itself: the same
 //
 // Locks: directory_lock before receiver.lock before sender.lock before heap_lock. Under a lock no
 // allocation, no copy to or from pages that may be untouched but the ring itself, no Python.
@@ -205,6 +206,8 @@ class Endpoint {
   }
   /// Its users left or died; an end that is still awaited is not gone.
   [[nodiscard]] static bool is_gone(const Atomic<std::uint32_t>& end_state) noexcept;
+  /// We are a receiver of a channel that nobody sends through any more, whoever holds its ends.
+  [[nodiscard]] bool is_shut_down() noexcept;
   /// The right to use this end now: the lock of a shared one, the claim of an exclusive one.
   [[nodiscard]] Status enter(std::int64_t until_ns) noexcept;
   [[nodiscard]] Status wait_for_lock(Token me, std::int64_t until_ns) noexcept;
@@ -316,6 +319,7 @@ class ReceiverEnd : public Endpoint {
   [[nodiscard]] Status take_returned(Incoming& message, std::int64_t lock_until) noexcept;
   [[nodiscard]] Status wait_leases(std::int64_t until_ns, Wait& wait) noexcept;
   [[nodiscard]] bool has_data() noexcept;
+  [[nodiscard]] bool is_over() noexcept;
   [[nodiscard]] bool is_empty() noexcept;
   [[nodiscard]] bool lock_senders() noexcept;
   void drain_if_empty(std::uint32_t flags) noexcept;
