@@ -515,7 +515,7 @@ def test_eight_sleepers_take_eight_items_at_once(start: Start) -> None:
     """A forgotten sleeper would wait out its slice of 200 ms."""
     context = ipcbuf_mp.get_context("fork")
     slowest = []
-    for _ in range(20):  # a busy machine is slow now and then; a lost wake-up is lost always
+    for _ in range(60):  # a busy machine is slow now and then; a lost wake-up is lost always
         source = context.Queue()
         board = Board(8)
         getters = [start(context, get_and_note, source, board, at, 1) for at in range(8)]
@@ -538,7 +538,7 @@ def put_and_note(target: Any, board: Board, at: int) -> None:
 def test_eight_sleeping_putters_go_on_at_once(start: Start) -> None:
     context = ipcbuf_mp.get_context("fork")
     slowest = []
-    for _ in range(20):  # a busy machine is slow now and then; a lost wake-up is lost always
+    for _ in range(60):  # a busy machine is slow now and then; a lost wake-up is lost always
         target = context.Queue(8)
         for _ in range(8):
             target.put("full")
