@@ -25,19 +25,22 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 40
 SETTLE = 10  # seconds for helpers that end when their pipe closes
 
-# A busy program: queues, pipes, an executor, arrays, children and a grandchild.
+# A busy program: queues, pipes, an executor, arrays, children and a grandchild. It is busy when all
+# of these have begun: a Ctrl-C is lost on a process that the fork server is just starting, and one
+# whose parent is interrupted in `start` is nobody's; both also in the standard library.
 PROGRAM = """
 import os, signal, sys, threading, time
 sys.path.append(sys.argv[2])
 import numpy as np
 import ipcbuf_mp
 
-def pump(source, target):
+def pump(source, target, begun):
+    begun.put(None)
     while (item := source.get()) is not None:
         target.put(item)
 
-def nest(context, source, target):
-    child = context.Process(target=pump, args=(source, target))
+def nest(context, *queues):
+    child = context.Process(target=pump, args=queues)
     child.start()
     child.join()
 
@@ -45,10 +48,10 @@ def square(number):
     return number * number
 
 def main(context):
-    a, b, undrained = context.Queue(), context.Queue(), context.Queue()
+    a, b, undrained, begun = (context.Queue() for _ in range(4))
     reader, writer = context.Pipe()
-    children = [context.Process(target=pump, args=(a, b)) for _ in range(2)]
-    children.append(context.Process(target=nest, args=(context, a, b)))
+    children = [context.Process(target=pump, args=(a, b, begun)) for _ in range(2)]
+    children.append(context.Process(target=nest, args=(context, a, b, begun)))
     for child in children:
         child.start()
     pool = ipcbuf_mp.ProcessPoolExecutor(2, mp_context=context)
@@ -60,6 +63,8 @@ def main(context):
         writer.send(number)
         assert reader.poll() or True
         kept.append(b.get())
+    for _ in children:
+        begun.get()
     finish(locals())
 
 def release(found):
